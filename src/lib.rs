@@ -1,0 +1,2 @@
+//! A header-routing HTTP proxy.
+
