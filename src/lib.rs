@@ -2,4 +2,5 @@
 
 pub mod deadline;
 pub mod drain;
+pub mod metrics;
 pub mod tunnel;
