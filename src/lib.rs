@@ -2,5 +2,6 @@
 
 pub mod deadline;
 pub mod drain;
+pub mod matcher;
 pub mod metrics;
 pub mod tunnel;
