@@ -1,7 +1,10 @@
 //! A header-routing HTTP proxy.
 
+pub mod cli;
+pub mod config;
 pub mod deadline;
 pub mod drain;
 pub mod matcher;
 pub mod metrics;
+pub mod tls;
 pub mod tunnel;
