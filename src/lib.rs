@@ -8,3 +8,4 @@ pub mod matcher;
 pub mod metrics;
 pub mod tls;
 pub mod tunnel;
+pub mod upstream;
