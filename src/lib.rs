@@ -8,6 +8,7 @@ pub mod inspect;
 pub mod matcher;
 pub mod metrics;
 pub mod plan;
+pub mod record;
 pub mod sources;
 pub mod tls;
 pub mod tunnel;
