@@ -4,6 +4,7 @@ pub mod cli;
 pub mod config;
 pub mod deadline;
 pub mod drain;
+pub mod exchange;
 pub mod forward;
 pub mod inspect;
 pub mod matcher;

@@ -1,0 +1,415 @@
+//! One request and its answer.
+//!
+//! Whatever goes wrong before the first byte of an answer is a [`Failure`] and becomes a response
+//! here: a connection that closes without one would make mirrord send the request again. After
+//! that byte all we can do is end the stream, visibly.
+
+use std::cell::{Cell, RefCell};
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{self, HeaderValue};
+use http::{Method, Request, Response, StatusCode, Version, request};
+use http_body::Body as _;
+use hyper::body::Incoming;
+
+use self::attempt::Outbound;
+use crate::deadline::Deadlines;
+use crate::drain::Draining;
+use crate::forward;
+use crate::plan::{HttpListener, OnUnavailable, Plan};
+use crate::pool::{Lease, Pools, Progress};
+use crate::record::{Ledger, Record};
+use crate::wire::Wire;
+
+mod answer;
+mod attempt;
+mod failure;
+mod retry;
+mod route;
+
+pub use answer::{Account, Body};
+pub use failure::{Failure, ROUTE_HEADER};
+use route::{Choice, Route, choose};
+
+/// What every exchange of a worker stands on.
+pub struct Ground {
+    /// Replaced as a whole when the configuration changes; a request keeps the one it met.
+    ///
+    /// Counted once more by this worker alone: a request clones the outer count, which no other
+    /// thread touches.
+    pub plan: RefCell<Rc<Arc<Plan>>>,
+    pub pools: Pools,
+    pub deadlines: Rc<Deadlines>,
+    pub draining: Draining,
+    /// Whether the drain has started, without asking another thread.
+    pub is_draining: Cell<bool>,
+    pub identity: Arc<Identity>,
+}
+
+/// Who this proxy is.
+#[derive(Debug)]
+pub struct Identity {
+    /// Random, new at every start: what our `Via` is known by.
+    pub instance: String,
+    /// The pod whose traffic is stolen, when told.
+    pub target: Option<String>,
+    via: HeaderValue,
+}
+
+/// One client connection, as its exchanges see it.
+pub struct Client {
+    pub address: SocketAddr,
+    pub listener: Arc<HttpListener>,
+    pub ledger: Rc<Ledger>,
+    pub wire: Rc<Wire>,
+    /// Too many connections are open: this one gets an answer, and nothing else.
+    pub is_one_too_many: bool,
+    /// Set when an upgrade was granted; the connection becomes a tunnel then.
+    pub upgraded: RefCell<Option<Upgraded>>,
+}
+
+/// The upstream's half of an upgrade.
+pub struct Upgraded {
+    pub lease: Lease,
+    pub account: Account,
+}
+
+/// Serves one request. Cannot fail, which the engine wants to read in the type: a [`Failure`] is
+/// answered, not returned.
+///
+/// The account is opened before the first poll: from the moment the engine hands over a request,
+/// its bytes are no head any more, and it is in flight.
+pub fn exchange(
+    ground: Rc<Ground>,
+    client: Rc<Client>,
+    request: Request<Incoming>,
+) -> impl Future<Output = Result<Response<Body>, Infallible>> + 'static {
+    let record = Record::open(&client.ledger, &request, client.address);
+    let has_two_framings =
+        request.headers().contains_key(header::TRANSFER_ENCODING) && client.wire.had_two_framings();
+    let account = Account {
+        record,
+        flight: ground.draining.take_off(),
+        turn: client.wire.take_turn(request.body().is_end_stream()),
+        upload: None,
+    };
+    let flaw = has_two_framings.then_some(forward::Flaw::TwoFramings);
+    async move { Ok(serve(&ground, &client, request, flaw, account).await) }
+}
+
+async fn serve(
+    ground: &Rc<Ground>,
+    client: &Client,
+    request: Request<Incoming>,
+    flaw: Option<forward::Flaw>,
+    mut account: Account,
+) -> Response<Body> {
+    let plan = ground.plan.borrow().clone();
+    let (head, incoming) = request.into_parts();
+    let asker = Asker {
+        version: head.version,
+        is_head: head.method == Method::HEAD,
+        is_grpc: forward::is_grpc(&head.headers),
+        wants_route: plan.responses.route_header,
+    };
+    if let Err(failure) = admit(ground, client, &plan, &head, flaw) {
+        let header = none_header(failure.reason());
+        return asker.refuse(&failure, None, header, account);
+    }
+
+    let listener = &*client.listener;
+    let Choice { session, route } = choose(&plan, listener, &head.headers);
+    let session = session.map(|session| Rc::<str>::from(&*session));
+    let route = match route {
+        Ok(route) => route,
+        Err(failure) => {
+            let known = session
+                .as_deref()
+                .and_then(|session| plan.sessions.find(session));
+            if let Some(upstream) = known {
+                account
+                    .record
+                    .routed(&upstream.route, failure.reason(), session.as_deref());
+            }
+            let header = none_header(failure.reason());
+            return asker.refuse(&failure, session.as_deref(), header, account);
+        }
+    };
+    let outbound = Outbound::new(head, incoming, account.turn.pace().clone(), &plan);
+    let exchange = Exchange {
+        ground,
+        plan: &plan,
+        listener,
+        client,
+    };
+    exchange
+        .follow(route, session, outbound, asker, account)
+        .await
+}
+
+/// What is refused before any route is looked for.
+fn admit(
+    ground: &Ground,
+    client: &Client,
+    plan: &Plan,
+    head: &request::Parts,
+    flaw: Option<forward::Flaw>,
+) -> Result<(), Failure> {
+    if client.is_one_too_many {
+        return Err(Failure::Overloaded("limits.connections"));
+    }
+    if head.method == Method::CONNECT {
+        return Err(Failure::Connect);
+    }
+    // HTTP/1 heads are counted while they are parsed.
+    if head.headers.len() > plan.limits.headers {
+        return Err(Failure::HeadTooLarge);
+    }
+    if let Some(flaw) = flaw.or_else(|| forward::flaw(head)) {
+        return Err(Failure::BadRequest(flaw));
+    }
+    if ground.identity.is_in_via(head) {
+        return Err(Failure::Loop);
+    }
+    Ok(())
+}
+
+impl Identity {
+    /// A new identity in front of `target`.
+    pub fn new(target: Option<String>) -> Self {
+        let instance = format!("session-proxy-{:016x}", fastrand::u64(..));
+        let via =
+            HeaderValue::try_from(format!("1.1 {instance}")).expect("hexadecimal is visible ASCII");
+        Self {
+            instance,
+            target,
+            via,
+        }
+    }
+
+    /// Whether a request has been through this very proxy before (RFC 9110, section 7.6.3).
+    fn is_in_via(&self, head: &request::Parts) -> bool {
+        let is_ours = |member: &str| member.split_ascii_whitespace().nth(1) == Some(&self.instance);
+        head.headers
+            .get_all(header::VIA)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .any(|value| value.split(',').any(is_ours))
+    }
+}
+
+fn none_header(reason: &'static str) -> HeaderValue {
+    HeaderValue::try_from(format!("none; reason={reason}")).expect("reasons are plain words")
+}
+
+/// How the client wants to be answered.
+#[derive(Clone, Copy)]
+struct Asker {
+    version: Version,
+    is_head: bool,
+    is_grpc: bool,
+    wants_route: bool,
+}
+
+impl Asker {
+    fn refuse(
+        self,
+        failure: &Failure,
+        session: Option<&str>,
+        route: HeaderValue,
+        mut account: Account,
+    ) -> Response<Body> {
+        account
+            .record
+            .refused(failure.status().as_u16(), failure.reason());
+        let response = if self.is_grpc {
+            failure.grpc_response()
+        } else {
+            failure.response(session)
+        };
+        self.answer(response, route, account)
+    }
+
+    fn answer(
+        self,
+        mut response: Response<Bytes>,
+        route: HeaderValue,
+        mut account: Account,
+    ) -> Response<Body> {
+        if self.wants_route {
+            response.headers_mut().insert(ROUTE_HEADER, route);
+        }
+        account.record.released();
+        account.turn.gave();
+        if self.version != Version::HTTP_2 && !account.turn.pace().is_read() {
+            // What is left of the request's body is not read any more.
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(header::CONNECTION, close);
+        }
+        if self.is_head {
+            // The length that GET would have; the HTTP/2 engine would send the bytes too.
+            let length = HeaderValue::from(response.body().len());
+            response
+                .headers_mut()
+                .insert(header::CONTENT_LENGTH, length);
+            return response.map(|_| Body::own(Bytes::new(), account));
+        }
+        response.map(|bytes| Body::own(bytes, account))
+    }
+}
+
+/// The parts of one exchange that do not change on its way.
+struct Exchange<'a> {
+    ground: &'a Rc<Ground>,
+    plan: &'a Plan,
+    listener: &'a HttpListener,
+    client: &'a Client,
+}
+
+impl Exchange<'_> {
+    async fn follow(
+        &self,
+        mut route: Route<'_>,
+        session: Option<Rc<str>>,
+        mut outbound: Outbound,
+        asker: Asker,
+        mut account: Account,
+    ) -> Response<Body> {
+        loop {
+            let (upstream, is_baseline) = match route {
+                Route::Probe => return self.answer_probe(&route, asker, account),
+                Route::Session(upstream) => (upstream, false),
+                Route::Baseline(upstream, _) => (upstream, true),
+            };
+            account
+                .record
+                .routed(&upstream.route, route.reason(), session.as_deref());
+            if is_baseline {
+                outbound
+                    .head
+                    .headers
+                    .append(header::VIA, self.ground.identity.via.clone());
+            }
+            let header = route.header(session.as_deref());
+            let sent = self
+                .attempt(upstream, &mut outbound, &mut account.record)
+                .await;
+            let failure = match sent {
+                Ok((response, lease)) => {
+                    account.upload = outbound.upload.take();
+                    return self.pass_on(response, lease, &outbound, header, asker, account);
+                }
+                Err(failure) => failure,
+            };
+            if !is_baseline
+                && self.may_fall_back(&failure, &outbound)
+                && let Ok(baseline) = route::unavailable(self.listener)
+            {
+                route = baseline;
+                continue;
+            }
+            account.upload = outbound.upload.take();
+            return asker.refuse(&failure, session.as_deref(), header, account);
+        }
+    }
+
+    /// A session that cannot be connected to has no live endpoint either; nothing was sent.
+    fn may_fall_back(&self, failure: &Failure, outbound: &Outbound) -> bool {
+        self.listener.on_unavailable == OnUnavailable::Baseline
+            && !outbound.was_lost
+            && matches!(failure, Failure::ConnectFailed(_) | Failure::ConnectTimeout)
+            && matches!(outbound.progress(), None | Some(Progress::Untouched))
+    }
+
+    fn answer_probe(
+        &self,
+        route: &Route<'_>,
+        asker: Asker,
+        mut account: Account,
+    ) -> Response<Body> {
+        let identity = &self.ground.identity;
+        let mut answer = serde_json::json!({
+            "instance": identity.instance,
+            "sessions": self.plan.sessions.len(),
+        });
+        if let Some(target) = &identity.target {
+            answer["target"] = target.as_str().into();
+        }
+        let mut response = Response::new(Bytes::from(answer.to_string()));
+        let json = HeaderValue::from_static("application/json");
+        response.headers_mut().insert(header::CONTENT_TYPE, json);
+        let no_store = HeaderValue::from_static("no-store");
+        response
+            .headers_mut()
+            .insert(header::CACHE_CONTROL, no_store);
+        // The probe proves the way by this header, so it is not up to the configuration.
+        let asker = Asker {
+            wants_route: true,
+            ..asker
+        };
+        account
+            .record
+            .refused(StatusCode::OK.as_u16(), route.reason());
+        asker.answer(response, route.header(None), account)
+    }
+
+    /// Hands the upstream's answer to the client.
+    fn pass_on(
+        &self,
+        response: Response<Incoming>,
+        lease: Lease,
+        outbound: &Outbound,
+        route: HeaderValue,
+        asker: Asker,
+        mut account: Account,
+    ) -> Response<Body> {
+        let (mut head, incoming) = response.into_parts();
+        let is_upgraded = head.status == StatusCode::SWITCHING_PROTOCOLS;
+        if is_upgraded && !outbound.wants_upgrade {
+            let failure = Failure::UpstreamReset("it switched protocols unasked".into());
+            return asker.refuse(&failure, None, route, account);
+        }
+        let takes_trailers = outbound.takes_trailers;
+        forward::response(
+            &mut head,
+            asker.version,
+            takes_trailers,
+            is_upgraded,
+            &self.plan.rule.header,
+        );
+        head.headers.remove(ROUTE_HEADER);
+        if asker.wants_route {
+            head.headers.insert(ROUTE_HEADER, route);
+        }
+        account.record.answered(head.status.as_u16());
+        account.record.released();
+        account.turn.gave();
+        if self.plan.responses.server_timing {
+            let took = account.record.overhead();
+            let value = format!("session-proxy;dur={:.3}", took.as_secs_f64() * 1e3);
+            if let Ok(value) = HeaderValue::try_from(value) {
+                head.headers.append("server-timing", value);
+            }
+        }
+        if is_upgraded {
+            self.client
+                .upgraded
+                .replace(Some(Upgraded { lease, account }));
+            return Response::from_parts(head, Body::nothing());
+        }
+        if head.status == StatusCode::NOT_MODIFIED && asker.version != Version::HTTP_2 {
+            lease.home();
+            return Response::from_parts(head, Body::not_modified(account));
+        }
+        let ends_by_close =
+            asker.version == Version::HTTP_10 && !head.headers.contains_key(header::CONTENT_LENGTH);
+        let idle = self.plan.timeouts.body_idle;
+        let deadlines = &self.ground.deadlines;
+        let body = Body::forwarded(incoming, lease, account, idle, deadlines, ends_by_close);
+        Response::from_parts(head, body)
+    }
+}
