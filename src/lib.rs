@@ -1,5 +1,6 @@
 //! A header-routing HTTP proxy.
 
+pub mod admin;
 pub mod cli;
 pub mod config;
 pub mod connection;
