@@ -1,10 +1,56 @@
-//! A header-routing HTTP proxy.
+//! A header-routing HTTP proxy: requests that carry a known session reach the pods of that
+//! session, all others the baseline.
+//!
+//! # The house
+//!
+//! A spine and a cellar. The spine is the road of one request, each room a step down:
+//! [`listener`] → [`worker`] → [`connection`] → [`exchange`]. The cellar is what the spine calls and
+//! what never calls back. Beside it stand quiet rooms that change what the spine sees.
+//!
+//! To read it in order:
+//!
+//! * what is wanted: [`cli`] and [`config`] (as written), [`sources`] (both in one), [`matcher`] and
+//!   [`upstream`] (the words of the table), [`plan`] (the table, checked), [`inspect`] (the table
+//!   explained);
+//! * the spine: [`listener`], [`worker`], [`connection`], [`exchange`];
+//! * the cellar: [`wire`], [`forward`], [`pool`], [`tunnel`], [`tls`], [`deadline`], [`drain`],
+//!   [`metrics`], [`record`];
+//! * the quiet rooms: [`reload`], [`admin`];
+//! * above all: [`server`], which builds the rest, and [`demo`].
+//!
+//! # Who owns what
+//!
+//! * Only [`config`] reads the file's text, only [`plan`] turns it into what is true.
+//! * Only [`upstream`] dials, only [`pool`] keeps connections, only [`forward`] knows which headers
+//!   hop, only [`wire`] sees a client's bytes.
+//! * Only [`exchange`] turns a failure into a status, only [`record`] writes what happened.
+//! * A worker owns what it touches. Threads meet in channels, in counters, and in what an endpoint
+//!   knows of itself ([`upstream::Health`], [`upstream::Gate`]).
+//! * Only [`server`] knows who exists.
+//!
+//! # Floors
+//!
+//! A room imports only from lower floors:
+//!
+//! | floor | rooms |
+//! |---|---|
+//! | 9 | [`demo`] |
+//! | 8 | [`server`] |
+//! | 7 | [`listener`] |
+//! | 6 | [`worker`] |
+//! | 5 | [`connection`], [`reload`] |
+//! | 4 | [`exchange`], [`admin`], [`inspect`] |
+//! | 3 | [`plan`], [`pool`], [`sources`] |
+//! | 2 | [`upstream`], [`record`] |
+//! | 1 | [`config`], [`matcher`], [`forward`], [`tunnel`], [`tls`], [`metrics`], [`drain`], [`wire`], [`cli`] |
+//! | 0 | [`deadline`] |
 
 pub mod admin;
 pub mod cli;
 pub mod config;
 pub mod connection;
 pub mod deadline;
+pub mod demo;
 pub mod drain;
 pub mod exchange;
 pub mod forward;
@@ -15,6 +61,8 @@ pub mod metrics;
 pub mod plan;
 pub mod pool;
 pub mod record;
+pub mod reload;
+pub mod server;
 pub mod sources;
 pub mod tls;
 pub mod tunnel;
