@@ -9,5 +9,20 @@
 
 mod support;
 
+mod admin;
 mod awaited;
 mod bed;
+mod commands;
+mod drain;
+mod duplicates;
+mod forwarding;
+mod layer;
+mod mended;
+mod pool;
+mod reload;
+mod retries;
+mod routing;
+mod start;
+mod statuses;
+mod tcp;
+mod tls;
