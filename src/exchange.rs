@@ -202,6 +202,10 @@ impl Identity {
     }
 }
 
+fn is_unasked_switch(response: &Response<Incoming>, outbound: &Outbound) -> bool {
+    response.status() == StatusCode::SWITCHING_PROTOCOLS && !outbound.wants_upgrade
+}
+
 fn none_header(reason: &'static str) -> HeaderValue {
     HeaderValue::try_from(format!("none; reason={reason}")).expect("reasons are plain words")
 }
@@ -299,6 +303,9 @@ impl Exchange<'_> {
                 .attempt(upstream, &mut outbound, &mut account.record)
                 .await;
             let failure = match sent {
+                Ok((response, _)) if is_unasked_switch(&response, &outbound) => {
+                    Failure::UpstreamReset("it switched protocols unasked".into())
+                }
                 Ok((response, lease)) => {
                     account.upload = outbound.upload.take();
                     return self.pass_on(response, lease, &outbound, header, asker, account);
@@ -369,10 +376,6 @@ impl Exchange<'_> {
     ) -> Response<Body> {
         let (mut head, incoming) = response.into_parts();
         let is_upgraded = head.status == StatusCode::SWITCHING_PROTOCOLS;
-        if is_upgraded && !outbound.wants_upgrade {
-            let failure = Failure::UpstreamReset("it switched protocols unasked".into());
-            return asker.refuse(&failure, None, route, account);
-        }
         let takes_trailers = outbound.takes_trailers;
         forward::response(
             &mut head,

@@ -77,6 +77,24 @@ async fn an_upstream_that_breaks_in_its_head_is_502() {
 }
 
 #[tokio::test]
+async fn an_upstream_that_switches_protocols_unasked_is_502_and_the_answer_names_the_session() {
+    let switch = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n";
+    let pr = Upstream::that_answers("pr-42", switch).await;
+    let proxy = Setup::new()
+        .session_yaml("pr-42", &speaking("h1", &pr))
+        .start()
+        .await;
+
+    Refusal::new(502, "upstream-reset")
+        .is_given(proxy.http(), tagged)
+        .await;
+    let answer = Way::Direct
+        .send(proxy.http(), tagged(Request::get("/")))
+        .await;
+    assert_eq!(answer.json()["session"], "pr-42");
+}
+
+#[tokio::test]
 async fn an_upstream_that_breaks_on_accept_is_502() {
     for how in Break::both() {
         for protocol in ["h1", "h2c"] {
