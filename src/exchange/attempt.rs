@@ -21,7 +21,7 @@ use super::retry::Loss;
 use crate::forward::{self, Flaw};
 use crate::metrics::ConnectResult;
 use crate::plan::{Plan, Timeouts};
-use crate::pool::{Lease, LeaseError, Outgoing, Progress, SendError, Speaks, Upload, Want};
+use crate::pool::{Lease, LeaseError, Origin, Outgoing, Progress, SendError, Speaks, Upload, Want};
 use crate::record::Record;
 use crate::upstream::{Endpoint, Pass, Protocol, Upstream};
 use crate::wire::Pace;
@@ -199,7 +199,11 @@ impl Exchange<'_> {
         // hyper keeps the head it sends. A copy is only made where it can be of use.
         let is_spare = match lease.version() {
             Version::HTTP_2 => true,
-            _ => outbound.upload.is_none() && outbound.head.method.is_idempotent(),
+            _ => {
+                lease.origin() == Origin::Reused
+                    && outbound.upload.is_none()
+                    && outbound.head.method.is_idempotent()
+            }
         };
         let spare = is_spare.then(|| outbound.head.clone());
         let method = outbound.head.method.clone();
