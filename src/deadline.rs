@@ -1,6 +1,6 @@
 //! One coarse timer per worker for every deadline of its connections and requests.
 //!
-//! A deadline that is set, moved and cleared a million times costs a few instructions each; only
+//! A deadline that is set and moved a million times costs a few instructions each; only
 //! those that really pass cost a wake-up. The price is precision: an alarm rings up to
 //! [`RESOLUTION`] late, never early.
 
@@ -143,11 +143,6 @@ impl Alarm {
         }
     }
 
-    /// Does not ring until set again.
-    pub fn clear(&self) {
-        self.entry.at.set(None);
-    }
-
     /// Ready once the deadline has passed, and until it is set again.
     pub fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(at) = self.entry.at.get() else {
@@ -215,21 +210,6 @@ mod tests {
             tokio::task::yield_now().await;
             let waited = deadlines.within(Duration::from_secs(1), std::future::pending::<()>());
             assert_eq!(waited.await, Err(Elapsed));
-        });
-    }
-
-    #[test]
-    fn a_cleared_alarm_stays_silent() {
-        run(async |deadlines| {
-            let alarm = deadlines.alarm();
-            alarm.set(Duration::from_secs(1));
-            alarm.clear();
-            let ring = poll_fn(|cx| alarm.poll(cx));
-            assert!(
-                tokio::time::timeout(Duration::from_secs(9), ring)
-                    .await
-                    .is_err()
-            );
         });
     }
 
