@@ -71,8 +71,6 @@ pub struct Status {
 /// Whether new requests are welcome.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Readiness {
-    /// Not all listeners serve yet.
-    Starting,
     /// Listening, with a table.
     Ready,
     /// Told to end; what comes is still served.
@@ -83,7 +81,6 @@ impl Readiness {
     /// The word `/readyz` and `/sessions` use.
     pub fn word(self) -> &'static str {
         match self {
-            Self::Starting => "starting",
             Self::Ready => "ready",
             Self::Draining => "draining",
         }
@@ -223,9 +220,7 @@ impl Desk {
         let readiness = *self.status.readiness.borrow();
         match readiness {
             Readiness::Ready => text(StatusCode::OK, readiness.word()),
-            Readiness::Starting | Readiness::Draining => {
-                text(StatusCode::SERVICE_UNAVAILABLE, readiness.word())
-            }
+            Readiness::Draining => text(StatusCode::SERVICE_UNAVAILABLE, readiness.word()),
         }
     }
 
