@@ -28,7 +28,7 @@ use crate::pool::{CONNECTION_WINDOW, STREAM_WINDOW};
 use crate::record::Ledger;
 use crate::tunnel::{self, Side};
 use crate::upstream::{Dialled, Endpoint, Protocol};
-use crate::wire::{Speaks, Transport, Wire};
+use crate::wire::{Engine, Transport, Wire};
 
 mod paced;
 mod parting;
@@ -213,7 +213,7 @@ impl Connection {
             }
             Err(_elapsed) => {
                 let wire = self.client.wire.clone();
-                let stream = Transport::new(stream, Bytes::new(), wire, Speaks::H1);
+                let stream = Transport::new(stream, Bytes::new(), wire, Engine::H1);
                 Box::pin(self.turn_away(stream, Failure::HeadTimeout)).await;
             }
         }
@@ -221,7 +221,7 @@ impl Connection {
 
     async fn h1<S: ByteStream>(self, stream: S, first: Bytes) {
         let service = |request| exchange(self.ground.clone(), self.client.clone(), request);
-        let transport = Transport::new(stream, first, self.client.wire.clone(), Speaks::H1);
+        let transport = Transport::new(stream, first, self.client.wire.clone(), Engine::H1);
         let is_last = self.ground.is_draining.get() || self.client.is_one_too_many;
         let mut engine = http1::Builder::new()
             .auto_date_header(false)
@@ -275,7 +275,7 @@ impl Connection {
 
     async fn h2<S: ByteStream>(self, stream: S, first: Bytes) {
         let service = |request| exchange(self.ground.clone(), self.client.clone(), request);
-        let transport = Transport::new(stream, first, self.client.wire.clone(), Speaks::H2);
+        let transport = Transport::new(stream, first, self.client.wire.clone(), Engine::H2);
         let streams = StreamExecutor {
             wire: self.client.wire.clone(),
             deadlines: self.ground.deadlines.clone(),

@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 mod transport;
 
-pub use transport::{Speaks, Transport};
+pub use transport::{Engine, Transport};
 
 /// The state of one client connection, shared by its bytes, its requests and its deadlines.
 #[derive(Debug)]

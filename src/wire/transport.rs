@@ -12,7 +12,7 @@ use super::{EndOfReading, Stage, Wire};
 
 /// The HTTP version on a wire. HTTP/2 knows no half-close, and its frames are no heads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Speaks {
+pub enum Engine {
     H1,
     H2,
 }
@@ -23,17 +23,17 @@ pub struct Transport<S> {
     /// What was read while the protocol was found out.
     first: Bytes,
     wire: Rc<Wire>,
-    speaks: Speaks,
+    engine: Engine,
 }
 
 impl<S> Transport<S> {
     /// `first` is read before `stream`.
-    pub fn new(stream: S, first: Bytes, wire: Rc<Wire>, speaks: Speaks) -> Self {
+    pub fn new(stream: S, first: Bytes, wire: Rc<Wire>, engine: Engine) -> Self {
         Self {
             stream,
             first,
             wire,
-            speaks,
+            engine,
         }
     }
 
@@ -67,7 +67,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Transport<S> {
         self.wire
             .moved
             .set(self.wire.moved.get() + read.len() as u64);
-        if self.speaks == Speaks::H2 {
+        if self.engine == Engine::H2 {
             return Poll::Ready(Ok(()));
         }
         if !read.is_empty() {
