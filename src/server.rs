@@ -141,9 +141,7 @@ impl Server {
                 readiness,
                 last_reload,
             };
-            socket.set_nonblocking(true)?;
-            let socket = tokio::net::TcpListener::from_std(socket)?;
-            tokio::spawn(admin::serve(socket, Arc::new(status)));
+            serve_admin(socket, status)?;
         }
         let reloader = Reloader {
             sources: options.sources,
@@ -203,6 +201,13 @@ impl Server {
             self.drain.landed().await;
         }
     }
+}
+
+fn serve_admin(socket: std::net::TcpListener, status: Status) -> io::Result<()> {
+    socket.set_nonblocking(true)?;
+    let socket = tokio::net::TcpListener::from_std(socket)?;
+    tokio::spawn(admin::serve(socket, Arc::new(status)));
+    Ok(())
 }
 
 fn bind_one(address: SocketAddr) -> Result<std::net::TcpListener, StartError> {
