@@ -3,6 +3,8 @@
 //! Values that also have a key in the configuration file stay text here, so that a mistake in one is
 //! told by `plan`, in the same words and beside all others.
 
+pub mod cluster;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -58,6 +60,16 @@ pub enum Command {
     },
     /// Exit 0 when a running proxy is ready, 1 when it is not
     Healthcheck(Healthcheck),
+    /// Read a stack file: its graph, build order, propagation chain and session header
+    Resolve(cluster::Resolve),
+    /// Bring up the intercepts of a pull request, and prove that they are live
+    Deploy(cluster::Deploy),
+    /// Prove where requests with and without the session go, for every app and replica
+    Verify(cluster::Verify),
+    /// Take away the intercepts of one session, and nothing of any other
+    Cleanup(cluster::Cleanup),
+    /// Keep one mirrord session per ready target pod: the first process of a proxy pod
+    Attach(cluster::Attach),
 }
 
 /// Where a configuration comes from: a file, and flags which override it.

@@ -10,7 +10,7 @@ use session_proxy::cli::{AccessLog, Cli, Command, Run};
 use session_proxy::config::Problem;
 use session_proxy::record::AccessFormat;
 use session_proxy::server::{Ending, Options, Server, Signals, StartError};
-use session_proxy::{demo, inspect};
+use session_proxy::{control, demo, inspect};
 use tracing_subscriber::EnvFilter;
 
 /// What a command ended with, beside success.
@@ -43,6 +43,14 @@ fn main() -> ExitCode {
         Command::Tap(arguments) => ask(&arguments.admin, |admin| {
             client::tap(admin, arguments.session, arguments.status, arguments.json)
         }),
+        Command::Resolve(arguments) => control::resolve::resolve(&arguments)
+            .map_err(Failed::from)
+            .and_then(print),
+        Command::Deploy(arguments) => in_cluster(control::deploy::deploy(arguments)),
+        Command::Verify(arguments) => in_cluster(control::verify::verify(arguments)),
+        Command::Cleanup(arguments) => in_cluster(control::cleanup::cleanup(arguments)),
+        Command::Attach(arguments) => log_to_stderr(&arguments.log)
+            .and_then(|()| in_cluster(control::attach::attach(arguments))),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -121,6 +129,11 @@ where
         .map_err(|error| anyhow::anyhow!(error).into())
 }
 
+/// Runs a command of the cluster side.
+fn in_cluster(command: impl Future<Output = Result<(), control::Failure>>) -> Result<(), Failed> {
+    Ok(runtime()?.block_on(command)?)
+}
+
 fn runtime() -> Result<tokio::runtime::Runtime, Failed> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -164,6 +177,15 @@ fn print(text: String) -> Result<(), Failed> {
 impl From<anyhow::Error> for Failed {
     fn from(error: anyhow::Error) -> Self {
         Self::Error(error)
+    }
+}
+
+impl From<control::Failure> for Failed {
+    fn from(failure: control::Failure) -> Self {
+        match failure {
+            control::Failure::Usage(problems) => Self::Usage(problems),
+            control::Failure::Failed(error) => Self::Error(error),
+        }
     }
 }
 

@@ -1,0 +1,286 @@
+//! The commands of the cluster side.
+//!
+//! Every flag has an environment variable, because parameters of a pipeline reach its steps that way;
+//! a variable that is set to nothing counts as not set. Values are text here, judged by `control`.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+/// How to reach the cluster, as kubectl is told.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Cluster")]
+pub struct Cluster {
+    /// Kubeconfig file [default: KUBECONFIG, ~/.kube/config, or the pod's service account]
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+
+    /// Context of the kubeconfig [default: its current one]
+    #[arg(long, value_name = "NAME")]
+    pub context: Option<String>,
+
+    /// Act as this user
+    #[arg(long = "as", value_name = "USER")]
+    pub impersonate: Option<String>,
+
+    /// Act as a member of this group. Repeatable
+    #[arg(long = "as-group", value_name = "GROUP")]
+    pub impersonate_groups: Vec<String>,
+}
+
+/// The stack, and what one pull request changes in it.
+#[derive(Debug, Clone, Args)]
+pub struct PullRequest {
+    /// The stack as JSON, as `resolve` prints it
+    #[arg(long, value_name = "JSON", env = "STACK_JSON")]
+    pub stack_json: Option<String>,
+
+    /// The stack as a file, YAML or JSON
+    #[arg(long, value_name = "FILE", env = "STACK_FILE")]
+    pub stack_file: Option<PathBuf>,
+
+    /// The changed apps, divided by blanks
+    #[arg(long, value_name = "APPS", env = "BUILD_APPS")]
+    pub build_apps: Option<String>,
+
+    /// The session header: `x-dev-session:pr-42`
+    #[arg(long, value_name = "NAME:VALUE", env = "INTERCEPT_HEADER")]
+    pub intercept_header: Option<String>,
+
+    /// The apps in the order in which a request passes them, divided by blanks [default: the stack's]
+    #[arg(long, value_name = "APPS", env = "PROPAGATION_CHAIN")]
+    pub propagation_chain: Option<String>,
+
+    /// Namespace of apps for which the stack names none [default: staging]
+    #[arg(long, value_name = "NAMESPACE", env = "DEFAULT_NAMESPACE")]
+    pub default_namespace: Option<String>,
+}
+
+/// `session-proxy resolve`
+#[derive(Debug, Args)]
+pub struct Resolve {
+    /// The stack file, YAML or JSON
+    #[arg(value_name = "FILE", env = "STACK_FILE")]
+    pub stack_file: Option<PathBuf>,
+
+    /// The app whose pull request this is [default: all are built]
+    #[arg(long, value_name = "APP", env = "CHANGED_APP")]
+    pub changed_app: Option<String>,
+
+    /// The pull request's number: its session becomes pr-N
+    #[arg(long, value_name = "N", env = "PR_NUMBER")]
+    pub pr_number: Option<String>,
+
+    /// The session's name, instead of one made from the pull request's number
+    #[arg(long, value_name = "NAME", env = "SESSION")]
+    pub session: Option<String>,
+
+    /// Also write each value to a file of its name in this folder (Tekton results)
+    #[arg(long, value_name = "DIR", env = "RESULTS_DIR")]
+    pub results_dir: Option<PathBuf>,
+}
+
+/// How requests reach the PR pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Backend {
+    /// mirrord's agent steals them
+    Mirrord,
+    /// A Telepresence intercept
+    Telepresence,
+}
+
+/// How mirrord's agent is started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AgentKind {
+    /// As a Job of its own.
+    Job,
+    /// As an ephemeral container of the target pod.
+    Ephemeral,
+}
+
+/// `session-proxy deploy`
+#[derive(Debug, Args)]
+pub struct Deploy {
+    /// How requests reach the PR pod
+    #[arg(long, env = "BACKEND", default_value = "mirrord")]
+    pub backend: Backend,
+
+    /// The pull request.
+    #[command(flatten)]
+    pub pull_request: PullRequest,
+
+    /// The built images: a JSON map of app to image
+    #[arg(long, value_name = "JSON", env = "BUILT_IMAGES")]
+    pub built_images: Option<String>,
+
+    /// Image of the proxy pod
+    #[arg(long, value_name = "IMAGE", env = "PROXY_IMAGE")]
+    pub proxy_image: Option<String>,
+
+    /// Service account of the proxy pod [default: one is made for each app, with its role]
+    #[arg(long, value_name = "NAME", env = "PROXY_SERVICE_ACCOUNT")]
+    pub proxy_service_account: Option<String>,
+
+    /// Namespace of mirrord's agents, which must admit privileged pods [default: the app's]
+    #[arg(long, value_name = "NAMESPACE", env = "AGENT_NAMESPACE")]
+    pub agent_namespace: Option<String>,
+
+    /// Image of mirrord's agents [default: mirrord's own]
+    #[arg(long, value_name = "IMAGE", env = "AGENT_IMAGE")]
+    pub agent_image: Option<String>,
+
+    /// How mirrord's agent is started
+    #[arg(long, env = "AGENT_KIND", default_value = "job")]
+    pub agent_kind: AgentKind,
+
+    /// Mark the intercept as expired after this long, for `cleanup --expired`
+    #[arg(long, value_name = "DURATION", env = "TTL")]
+    pub ttl: Option<String>,
+
+    /// Uid of the pipeline run, for `cleanup --pipeline-run`
+    #[arg(long, value_name = "UID", env = "PIPELINE_RUN")]
+    pub pipeline_run: Option<String>,
+
+    /// Write the JSON map of app to PR pod here, after each app
+    #[arg(long, value_name = "FILE", env = "OUT")]
+    pub out: Option<PathBuf>,
+
+    /// Print the objects as YAML and touch nothing
+    #[arg(long, env = "DRY_RUN")]
+    pub dry_run: bool,
+
+    /// Give up, and take away what was made, after this long [default: 5m]
+    #[arg(long, value_name = "DURATION", env = "TIMEOUT")]
+    pub timeout: Option<String>,
+
+    /// The cluster.
+    #[command(flatten)]
+    pub cluster: Cluster,
+}
+
+/// What beside the proxy's own word must show that the PR pod answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Witness {
+    /// The probe's id in the pod's answer or in its log
+    App,
+    /// Nothing: for apps that neither echo nor log what they are asked
+    Proxy,
+}
+
+/// `session-proxy verify`
+#[derive(Debug, Args)]
+pub struct Verify {
+    /// The pull request.
+    #[command(flatten)]
+    pub pull_request: PullRequest,
+
+    /// The JSON map of app to PR pod that `deploy` wrote
+    #[arg(long, value_name = "JSON", env = "DEPLOYED_PODS")]
+    pub deployed_pods: Option<String>,
+
+    /// Path of the probes [default: /]
+    #[arg(long, value_name = "PATH", env = "PROBE_PATH")]
+    pub path: Option<String>,
+
+    /// What must show that the PR pod answered
+    #[arg(long, env = "WITNESS", default_value = "app")]
+    pub witness: Witness,
+
+    /// Compare untagged traffic with this measurement, taken before the intercept
+    #[arg(long, value_name = "FILE", env = "BASELINE_MEASUREMENT")]
+    pub baseline_measurement: Option<PathBuf>,
+
+    /// Only measure untagged traffic, and write that here
+    #[arg(long, value_name = "FILE", env = "MEASURE_BASELINE")]
+    pub measure_baseline: Option<PathBuf>,
+
+    /// Write the report as JSON here
+    #[arg(long, value_name = "FILE", env = "OUT")]
+    pub out: Option<PathBuf>,
+
+    /// Give up after this long [default: 2m]
+    #[arg(long, value_name = "DURATION", env = "TIMEOUT")]
+    pub timeout: Option<String>,
+
+    /// The cluster.
+    #[command(flatten)]
+    pub cluster: Cluster,
+}
+
+/// `session-proxy cleanup`
+#[derive(Debug, Args)]
+pub struct Cleanup {
+    /// The session whose intercepts go
+    #[arg(long, value_name = "NAME", env = "SESSION")]
+    pub session: Option<String>,
+
+    /// The pipeline run, by uid, whose intercepts go
+    #[arg(long, value_name = "UID", env = "PIPELINE_RUN")]
+    pub pipeline_run: Option<String>,
+
+    /// All intercepts whose time is over
+    #[arg(long, env = "EXPIRED")]
+    pub expired: bool,
+
+    /// Accepted for symmetry with deploy; objects of either backend are found by label
+    #[arg(long, env = "BACKEND")]
+    pub backend: Option<Backend>,
+
+    /// The JSON map of app to PR pod that `deploy` wrote, to hold against what is found
+    #[arg(long, value_name = "JSON", env = "DEPLOYED_PODS")]
+    pub deployed_pods: Option<String>,
+
+    /// Namespaces to look in, divided by blanks [default: staging]
+    #[arg(long, value_name = "NAMESPACES", env = "NAMESPACES")]
+    pub namespaces: Option<String>,
+
+    /// Namespace of mirrord's agents [default: the same namespaces]
+    #[arg(long, value_name = "NAMESPACE", env = "AGENT_NAMESPACE")]
+    pub agent_namespace: Option<String>,
+
+    /// Give up waiting until all is gone after this long [default: 2m]
+    #[arg(long, value_name = "DURATION", env = "TIMEOUT")]
+    pub timeout: Option<String>,
+
+    /// The cluster.
+    #[command(flatten)]
+    pub cluster: Cluster,
+}
+
+/// `session-proxy attach`
+#[derive(Debug, Args)]
+pub struct Attach {
+    /// What to intercept: the file that `deploy` puts into the proxy pod's ConfigMap
+    #[arg(long, value_name = "FILE", env = "SESSION_PROXY_INTERCEPT")]
+    pub intercept: PathBuf,
+
+    /// Port for health, metrics, targets and the page for people
+    #[arg(
+        long,
+        value_name = "ADDR",
+        env = "SESSION_PROXY_ADMIN",
+        default_value = "0.0.0.0:9901"
+    )]
+    pub admin: String,
+
+    /// The mirrord executable
+    #[arg(long, value_name = "FILE", env = "MIRRORD", default_value = "mirrord")]
+    pub mirrord: PathBuf,
+
+    /// Delete a target pod whose port refuses everything after its agent was killed
+    #[arg(long, env = "DELETE_BROKEN_TARGETS")]
+    pub delete_broken_targets: bool,
+
+    /// What to log to standard error, as for `run`
+    #[arg(
+        long,
+        value_name = "LEVELS",
+        env = "SESSION_PROXY_LOG",
+        default_value = "info"
+    )]
+    pub log: String,
+
+    /// The cluster.
+    #[command(flatten)]
+    pub cluster: Cluster,
+}

@@ -1,0 +1,31 @@
+//! The cluster side: one function per command.
+//!
+//! It stands beside the proxy's rooms and uses only their ground floor.
+
+pub mod attach;
+pub mod cleanup;
+pub mod deploy;
+pub mod intercept;
+pub mod mirrord;
+pub mod objects;
+pub mod proof;
+pub mod resolve;
+pub mod stack;
+pub mod verify;
+
+use crate::config::Problem;
+
+/// How a command ended, when not well.
+#[derive(Debug)]
+pub enum Failure {
+    /// What was typed makes no sense, and nothing was touched: exit code 2.
+    Usage(Vec<Problem>),
+    /// Exit code 1.
+    Failed(anyhow::Error),
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}

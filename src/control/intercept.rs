@@ -1,0 +1,85 @@
+//! The intercept of one app, shared by all its sessions: what `deploy` writes into the proxy pod's
+//! ConfigMap and `attach` reads there.
+//!
+//! Nothing in it belongs to one pull request: those come and go by their pods' labels.
+
+use serde::{Deserialize, Serialize};
+
+/// What is intercepted, and how.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Intercept {
+    /// The app's name in the stack.
+    pub app: String,
+    /// Of the app, its PR pods and its proxy pod.
+    pub namespace: String,
+    /// Whose pods' requests are taken.
+    pub target: Target,
+    /// At least one.
+    pub ports: Vec<Port>,
+    /// Name of the session header, lower case.
+    pub header: String,
+    /// Key of the baggage member; empty: baggage is not read.
+    pub baggage_key: String,
+    pub mode: Mode,
+    pub agent: Agent,
+}
+
+/// A workload, or one pod.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Target {
+    pub kind: TargetKind,
+    pub name: String,
+}
+
+/// What can be a target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TargetKind {
+    Deployment,
+    StatefulSet,
+    ReplicaSet,
+    /// `argoproj.io/v1alpha1`.
+    Rollout,
+    Pod,
+}
+
+/// A port of the app.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Port {
+    pub container_port: u16,
+    pub protocol: AppProtocol,
+}
+
+/// What a port of an app speaks. Only what mirrord's filter can read can be intercepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AppProtocol {
+    Http,
+    /// HTTP/2 with prior knowledge, and trailers that matter.
+    Grpc,
+}
+
+/// What happens to a matching request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// It reaches the PR pod instead of the app.
+    Steal,
+    /// The app answers, the PR pod sees a copy.
+    Mirror,
+}
+
+/// mirrord's agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Agent {
+    /// Must admit privileged pods.
+    pub namespace: String,
+    /// Runs in the target pod instead of as a Job.
+    pub is_ephemeral: bool,
+    /// `None`: mirrord's own.
+    pub image: Option<String>,
+}
