@@ -6,54 +6,23 @@
 //! could otherwise read what is asked here. Such a request gets 421, Misdirected Request
 //! (RFC 9110 §15.5.20).
 
-use std::convert::Infallible;
-use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime};
+use std::task::Context;
+use std::time::SystemTime;
 
-use bytes::Bytes;
-use http::header::{
-    ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, RETRY_AFTER,
-    X_CONTENT_TYPE_OPTIONS,
-};
-use http::uri::Authority;
-use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
-use http_body_util::{Either, Full};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use percent_encoding::percent_decode_str;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use http::StatusCode;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
 
-use self::events::Events;
+use self::port::{Reply, Taps, content, text};
 use crate::plan::Plan;
 use crate::record::Journal;
-use crate::record::tap::Filter;
 
 pub mod client;
 mod configuration;
 mod events;
+pub mod port;
 mod sessions;
-
-/// Connections at a time. The next one waits in the kernel's queue.
-const CONNECTIONS: usize = 256;
-
-/// Of those, taps, which may last for days; the rest is left for probes and scrapes.
-const TAPS: usize = 32;
-
-/// How long a client may take to send a request's head.
-const HEAD_PATIENCE: Duration = Duration::from_secs(3);
-
-/// How long a client may take for one exchange that is not a tap.
-const EXCHANGE_PATIENCE: Duration = Duration::from_secs(30);
-
-/// Only our own files may run or be asked; nobody may frame the page.
-const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; \
-    connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// What the admin port tells about.
 #[derive(Debug)]
@@ -109,113 +78,34 @@ pub enum ReloadResult {
 
 /// Serves the admin port until dropped; all its connections end with it.
 pub async fn serve(listener: TcpListener, status: Arc<Status>) {
-    let desk = Arc::new(Desk {
-        status,
-        own_names: own_names(),
-        taps: Arc::new(Semaphore::new(TAPS)),
-    });
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
-    let mut connections = JoinSet::new();
-    loop {
-        let place = Arc::clone(&places)
-            .acquire_owned()
-            .await
-            .expect("never closed");
-        match listener.accept().await {
-            Ok((socket, _client)) => {
-                let desk = Arc::clone(&desk);
-                connections.spawn(async move {
-                    serve_connection(socket, desk).await;
-                    drop(place);
-                });
-            }
-            Err(error) => {
-                // Most likely out of file descriptors: asking again at once would only spin.
-                tracing::warn!(%error, "admin port: accept failed");
-                sleep(Duration::from_millis(100)).await;
-            }
-        }
-        while connections.try_join_next().is_some() {}
-    }
+    let taps = Taps::default();
+    port::serve(listener, Arc::new(Desk { status, taps })).await;
 }
 
-/// One request, one answer. Connections are not kept: an idle one would hold a probe's place.
-async fn serve_connection(socket: TcpStream, desk: Arc<Desk>) {
-    let is_tap = Arc::new(AtomicBool::new(false));
-    let tells_tap = Arc::clone(&is_tap);
-    let service = service_fn(move |request: Request<hyper::body::Incoming>| {
-        let response = desk.answer(&request);
-        tells_tap.store(
-            matches!(response.body(), Either::Right(_)),
-            Ordering::Relaxed,
-        );
-        async move { Ok::<_, Infallible>(response) }
-    });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_PATIENCE)
-        .keep_alive(false)
-        .serve_connection(TokioIo::new(socket), service);
-    tokio::pin!(connection);
-    // What a client does wrong here is of no interest to anybody.
-    let ended = timeout(EXCHANGE_PATIENCE, &mut connection).await;
-    if ended.is_err() && is_tap.load(Ordering::Relaxed) {
-        let _ = connection.await;
-    }
-}
-
-type Reply = Response<Either<Full<Bytes>, Events>>;
-
-/// What all connections of the port share.
+/// What a running proxy knows.
 struct Desk {
     status: Arc<Status>,
-    own_names: Vec<String>,
-    taps: Arc<Semaphore>,
+    taps: Taps,
+}
+
+impl port::Desk for Desk {
+    async fn answer(&self, path: &str, query: &str) -> Option<Reply> {
+        Some(match path {
+            "/healthz" => text(StatusCode::OK, "alive"),
+            "/readyz" => self.readiness(),
+            "/metrics" => content(port::METRICS, self.status.journal.metrics().text()),
+            "/sessions" => content(port::JSON, sessions::json(&self.status)),
+            "/config" => content(port::JSON, configuration::json(&self.status.plan.borrow())),
+            "/tap" => self.taps.listen(query, |filter| {
+                let mut events = self.status.journal.tap().subscribe(filter);
+                move |cx: &mut Context<'_>| events.poll_next(cx)
+            }),
+            _ => return port::page(path),
+        })
+    }
 }
 
 impl Desk {
-    fn answer<B>(&self, request: &Request<B>) -> Reply {
-        if let Err((status, why)) = self.check_host(request) {
-            return text(status, why);
-        }
-        if request.method() != Method::GET && request.method() != Method::HEAD {
-            let reply = text(
-                StatusCode::METHOD_NOT_ALLOWED,
-                "this port only tells; use GET",
-            );
-            return with(reply, ALLOW, "GET, HEAD");
-        }
-        let Some(resource) = Resource::at(request.uri().path()) else {
-            return text(
-                StatusCode::NOT_FOUND,
-                "there is nothing here; / lists what there is",
-            );
-        };
-        match resource {
-            Resource::Alive => text(StatusCode::OK, "alive"),
-            Resource::Ready => self.readiness(),
-            Resource::Metrics => content(
-                "text/plain; version=0.0.4; charset=utf-8",
-                self.status.journal.metrics().text(),
-            ),
-            Resource::Sessions => content("application/json", sessions::json(&self.status)),
-            Resource::Configuration => content(
-                "application/json",
-                configuration::json(&self.status.plan.borrow()),
-            ),
-            Resource::Tap => self.tap(request.uri().query().unwrap_or("")),
-            Resource::Page => {
-                let page = content("text/html; charset=utf-8", include_str!("admin/page.html"));
-                with(page, CONTENT_SECURITY_POLICY, PAGE_POLICY)
-            }
-            Resource::Script => content(
-                "text/javascript; charset=utf-8",
-                include_str!("admin/page.js"),
-            ),
-            Resource::Style => content("text/css; charset=utf-8", include_str!("admin/page.css")),
-        }
-    }
-
     fn readiness(&self) -> Reply {
         let readiness = *self.status.readiness.borrow();
         match readiness {
@@ -223,147 +113,6 @@ impl Desk {
             Readiness::Draining => text(StatusCode::SERVICE_UNAVAILABLE, readiness.word()),
         }
     }
-
-    fn tap(&self, query: &str) -> Reply {
-        let filter = match filter(query) {
-            Ok(filter) => filter,
-            Err(why) => return text(StatusCode::BAD_REQUEST, why),
-        };
-        let Ok(place) = Arc::clone(&self.taps).try_acquire_owned() else {
-            let reply = text(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "too many taps; end one of them",
-            );
-            return with(reply, RETRY_AFTER, "1");
-        };
-        let events = Events::new(self.status.journal.tap().subscribe(filter), place);
-        reply(StatusCode::OK, "text/event-stream", Either::Right(events))
-    }
-
-    /// Refuses a request that names a host which is not us (421), or names none where HTTP wants
-    /// one (400, RFC 9112 §3.2). The target's own host counts as well as the field.
-    fn check_host<B>(&self, request: &Request<B>) -> Result<(), (StatusCode, &'static str)> {
-        let mut fields = request.headers().get_all(HOST).iter();
-        let field = match (fields.next(), fields.next()) {
-            (Some(field), None) => {
-                let authority = Authority::try_from(field.as_bytes());
-                Some(authority.map_err(|_| (StatusCode::BAD_REQUEST, "host is not a host"))?)
-            }
-            (None, None) if request.version() < Version::HTTP_11 => None,
-            (None, None) => return Err((StatusCode::BAD_REQUEST, "host is missing")),
-            (_, Some(_)) => return Err((StatusCode::BAD_REQUEST, "host is there twice")),
-        };
-        let foreign = |host: &Authority| !self.is_own(host.host());
-        if field.iter().chain(request.uri().authority()).any(foreign) {
-            let why = "ask for this port by IP address, as localhost, or by the pod's host name";
-            return Err((StatusCode::MISDIRECTED_REQUEST, why));
-        }
-        Ok(())
-    }
-
-    fn is_own(&self, host: &str) -> bool {
-        let bare = host
-            .strip_prefix('[')
-            .and_then(|host| host.strip_suffix(']'))
-            .unwrap_or(host);
-        let name = host.strip_suffix('.').unwrap_or(host);
-        bare.parse::<IpAddr>().is_ok()
-            || name.eq_ignore_ascii_case("localhost")
-            || self
-                .own_names
-                .iter()
-                .any(|own| name.eq_ignore_ascii_case(own))
-    }
-}
-
-/// What there is to ask for.
-enum Resource {
-    Alive,
-    Ready,
-    Metrics,
-    Sessions,
-    Configuration,
-    Tap,
-    Page,
-    Script,
-    Style,
-}
-
-impl Resource {
-    fn at(path: &str) -> Option<Self> {
-        Some(match path {
-            "/healthz" => Self::Alive,
-            "/readyz" => Self::Ready,
-            "/metrics" => Self::Metrics,
-            "/sessions" => Self::Sessions,
-            "/config" => Self::Configuration,
-            "/tap" => Self::Tap,
-            "/" => Self::Page,
-            "/page.js" => Self::Script,
-            "/page.css" => Self::Style,
-            _ => return None,
-        })
-    }
-}
-
-/// The names this machine or pod has for itself.
-fn own_names() -> Vec<String> {
-    // Kubernetes sets the variable; the file is right where it was taken away.
-    let told = std::env::var("HOSTNAME").ok();
-    let kernel = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
-    let names = told
-        .into_iter()
-        .chain(kernel)
-        .map(|name| name.trim().to_owned());
-    names.filter(|name| !name.is_empty()).collect()
-}
-
-/// `session=` and `status=` of a query; empty ones and all others say nothing.
-fn filter(query: &str) -> Result<Filter, &'static str> {
-    let mut filter = Filter::default();
-    for (key, value) in query.split('&').filter_map(|pair| pair.split_once('=')) {
-        let value = percent_decode_str(value).decode_utf8();
-        let value = value.map_err(|_| "the query is not UTF-8")?;
-        match key {
-            "session" if !value.is_empty() => filter.session = Some(value.into_owned()),
-            "status" if !value.is_empty() => filter.status = Some(value.parse()?),
-            _ => {}
-        }
-    }
-    Ok(filter)
-}
-
-fn text(status: StatusCode, line: &str) -> Reply {
-    reply(
-        status,
-        "text/plain; charset=utf-8",
-        Either::Left(Full::from(format!("{line}\n"))),
-    )
-}
-
-fn content(kind: &'static str, body: impl Into<Bytes>) -> Reply {
-    reply(StatusCode::OK, kind, Either::Left(Full::new(body.into())))
-}
-
-fn reply(status: StatusCode, kind: &'static str, body: Either<Full<Bytes>, Events>) -> Reply {
-    let mut reply = Response::new(body);
-    *reply.status_mut() = status;
-    let reply = with(reply, CONTENT_TYPE, kind);
-    let reply = with(reply, CACHE_CONTROL, "no-store");
-    let reply = with(reply, X_CONTENT_TYPE_OPTIONS, "nosniff");
-    // No other site's page may embed what is told here, not even where it cannot read it.
-    with(
-        reply,
-        HeaderName::from_static("cross-origin-resource-policy"),
-        "same-origin",
-    )
-}
-
-fn with(mut reply: Reply, name: HeaderName, value: &'static str) -> Reply {
-    reply
-        .headers_mut()
-        .insert(name, HeaderValue::from_static(value));
-    reply
 }
 
 #[cfg(test)]
@@ -371,11 +120,15 @@ mod tests {
     use crate::config;
     use std::net::SocketAddr;
     use std::rc::Rc;
-    use std::time::UNIX_EPOCH;
+    use std::time::{Duration, UNIX_EPOCH};
 
+    use http::Request;
     use serde_json::{Value, json};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+    use tokio::time::timeout;
 
+    use super::port::{TAPS, own_names};
     use super::*;
 
     use crate::metrics::Metrics;

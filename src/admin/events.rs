@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -10,15 +11,13 @@ use http_body::{Body, Frame};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
-use crate::record::tap::Subscription;
-
 /// A comment at least this often, so that both ends notice when the other is gone.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 
 /// A body that ends only with its reader or with the proxy.
-#[derive(Debug)]
-pub(super) struct Events {
-    subscription: Subscription,
+pub struct Events {
+    /// The next event as one JSON object; `None` when there will be no more.
+    source: Box<dyn FnMut(&mut Context<'_>) -> Poll<Option<Arc<str>>> + Send>,
     heartbeat: Interval,
     /// Free again for another tap when this is dropped.
     _place: OwnedSemaphorePermit,
@@ -26,11 +25,14 @@ pub(super) struct Events {
 
 impl Events {
     /// The first heartbeat is due at once: it tells the reader that the listening has begun.
-    pub(super) fn new(subscription: Subscription, place: OwnedSemaphorePermit) -> Self {
+    pub(super) fn new(
+        source: impl FnMut(&mut Context<'_>) -> Poll<Option<Arc<str>>> + Send + 'static,
+        place: OwnedSemaphorePermit,
+    ) -> Self {
         let mut heartbeat = interval(HEARTBEAT);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
-            subscription,
+            source: Box::new(source),
             heartbeat,
             _place: place,
         }
@@ -45,7 +47,7 @@ impl Body for Events {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let text = match self.subscription.poll_next(cx) {
+        let text = match (self.source)(cx) {
             // JSON on one line: no line break in it can end the event early.
             Poll::Ready(Some(event)) => format!("data: {event}\n\n"),
             Poll::Ready(None) => return Poll::Ready(None),
