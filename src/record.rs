@@ -289,6 +289,7 @@ impl Record {
             response_bytes: self.response_bytes,
             retries: self.retries,
             error: notes.error.map(str::to_owned),
+            pod: None,
         }
     }
 }

@@ -1,4 +1,5 @@
-//! The admin port seen from the command line: `healthcheck` and `tap`.
+//! The admin port seen by those who ask it: `healthcheck`, `tap`, and whoever speaks for several
+//! proxies.
 
 use std::io::{self, ErrorKind, Write};
 use std::net::SocketAddr;
@@ -25,6 +26,9 @@ const HEAD_PATIENCE: Duration = Duration::from_secs(5);
 
 /// No event and no explanation is longer.
 const LONGEST: usize = 1024 * 1024;
+
+/// What an event's line begins with.
+const EVENT: &[u8] = b"data: ";
 
 /// Whether the proxy behind this admin port says it is ready; the error says why not.
 pub async fn healthcheck(admin: SocketAddr) -> Result<(), String> {
@@ -75,28 +79,56 @@ async fn follow(admin: SocketAddr, query: &str, out: impl Write, json: bool) -> 
 }
 
 /// Prints events until the stream ends, however it ends. Errors are those of `out`.
-async fn print_events(mut body: Incoming, mut out: impl Write, json: bool) -> io::Result<()> {
-    let mut waiting = BytesMut::new();
-    while let Some(Ok(frame)) = body.frame().await {
-        let Ok(data) = frame.into_data() else {
-            continue;
-        };
-        waiting.extend_from_slice(&data);
-        while let Some(end) = waiting.iter().position(|&byte| byte == b'\n') {
-            let line = waiting.split_to(end);
-            waiting.advance(1);
-            if let Some(event) = line.strip_prefix(b"data: ") {
-                print_event(event, &mut out, json)?;
-            }
-        }
-        if waiting.len() > LONGEST {
-            return Err(io::Error::other(
-                "this is not the admin port of a session-proxy",
-            ));
-        }
+async fn print_events(body: Incoming, mut out: impl Write, json: bool) -> io::Result<()> {
+    let mut events = Events::of(body);
+    while let Some(event) = events.next().await? {
+        print_event(&event, &mut out, json)?;
         out.flush()?;
     }
     Ok(())
+}
+
+/// The events of a tap.
+pub struct Events {
+    body: Incoming,
+    waiting: BytesMut,
+}
+
+impl Events {
+    /// Of the answer to a request for `/tap`.
+    pub fn of(body: Incoming) -> Self {
+        Self {
+            body,
+            waiting: BytesMut::new(),
+        }
+    }
+
+    /// The next one; `None` when the stream has ended, however it ended.
+    ///
+    /// # Errors
+    /// What comes is no event.
+    pub async fn next(&mut self) -> io::Result<Option<Bytes>> {
+        loop {
+            while let Some(end) = self.waiting.iter().position(|&byte| byte == b'\n') {
+                let line = self.waiting.split_to(end).freeze();
+                self.waiting.advance(1);
+                if line.starts_with(EVENT) {
+                    return Ok(Some(line.slice(EVENT.len()..)));
+                }
+            }
+            if self.waiting.len() > LONGEST {
+                return Err(io::Error::other(
+                    "this is not the admin port of a session-proxy",
+                ));
+            }
+            let Some(Ok(frame)) = self.body.frame().await else {
+                return Ok(None);
+            };
+            if let Ok(data) = frame.into_data() {
+                self.waiting.extend_from_slice(&data);
+            }
+        }
+    }
 }
 
 fn print_event(event: &[u8], out: &mut impl Write, json: bool) -> io::Result<()> {
@@ -110,7 +142,11 @@ fn print_event(event: &[u8], out: &mut impl Write, json: bool) -> io::Result<()>
     }
 }
 
-async fn get(admin: SocketAddr, target: &str) -> Result<Response<Incoming>, String> {
+/// Asks an admin port for one thing.
+///
+/// # Errors
+/// It cannot be reached, or says nothing in time.
+pub async fn get(admin: SocketAddr, target: &str) -> Result<Response<Incoming>, String> {
     let unreachable = |error: io::Error| {
         format!("cannot reach the admin port at {admin}: {error}; is the proxy running?")
     };

@@ -45,6 +45,9 @@ pub struct Line {
     pub retries: u32,
     /// What broke after the head of the answer.
     pub error: Option<String>,
+    /// The target pod whose request it was, where one tap tells about several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
 }
 
 impl Line {
@@ -114,7 +117,11 @@ impl Line {
             out,
             " request_bytes={request_bytes} response_bytes={response_bytes}"
         )?;
-        write!(out, " retries={retries} error={}", or_none(&self.error))
+        write!(out, " retries={retries} error={}", or_none(&self.error))?;
+        match &self.pod {
+            Some(pod) => write!(out, " pod={}", Value(Some(pod))),
+            None => Ok(()),
+        }
     }
 }
 
@@ -200,7 +207,22 @@ pub(crate) mod tests {
             response_bytes: 3,
             retries: 0,
             error: None,
+            pod: None,
         }
+    }
+
+    #[test]
+    fn a_line_says_whose_pod_it_was_only_where_there_are_several() {
+        let alone = line("a", "/");
+        let one_of_many = Line {
+            pod: Some("orders-1".into()),
+            ..alone.clone()
+        };
+
+        assert!(!alone.to_json().contains("pod") && !alone.to_text().contains("pod="));
+        assert!(one_of_many.to_text().ends_with(" error=- pod=orders-1"));
+        let read: Line = serde_json::from_str(&one_of_many.to_json()).unwrap();
+        assert_eq!(read, one_of_many);
     }
 
     #[test]
