@@ -9,6 +9,7 @@ pub mod intercept;
 pub mod mirrord;
 pub mod objects;
 pub mod proof;
+pub mod pull_request;
 pub mod resolve;
 pub mod stack;
 pub mod verify;

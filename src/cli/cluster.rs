@@ -78,6 +78,10 @@ pub struct Resolve {
     /// Also write each value to a file of its name in this folder (Tekton results)
     #[arg(long, value_name = "DIR", env = "RESULTS_DIR")]
     pub results_dir: Option<PathBuf>,
+
+    /// Write the stack as JSON here, and leave it out of the results, where a larger one has no room
+    #[arg(long, value_name = "FILE", env = "STACK_JSON_FILE")]
+    pub stack_json_file: Option<PathBuf>,
 }
 
 /// How requests reach the PR pod.
