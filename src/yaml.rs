@@ -5,35 +5,44 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use granit_parser::{Event, Parser, ScalarStyle, ScanError, Span};
-
-use super::{Place, Problem};
 
 /// Nodes that aliases may add to a file: plenty for people, too few for a bomb.
 const ALIASED_NODES: usize = 100_000;
 
-/// Text to tree; `name` is what messages call the file. An empty text is one node of nothing.
+/// Text to tree. An empty text is one node of nothing.
 ///
 /// # Errors
 /// Where the text stops being UTF-8 or YAML, or aliases go too far.
-pub(super) fn parse<'i>(name: &Arc<str>, bytes: &'i [u8]) -> Result<Node<'i>, Problem> {
-    let text =
-        std::str::from_utf8(bytes).map_err(|error| not_utf8(name, bytes, error.valid_up_to()))?;
-    Tree::grow(name, text)
+pub fn parse(bytes: &[u8]) -> Result<Node<'_>, Fault> {
+    let text = std::str::from_utf8(bytes).map_err(|error| not_utf8(bytes, error.valid_up_to()))?;
+    Tree::grow(text)
+}
+
+/// Where a text stops being a tree, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// Counts from 1.
+    pub line: u32,
+    /// Counts from 1, in characters.
+    pub column: u32,
+    pub message: String,
 }
 
 /// One value of the file.
 #[derive(Debug, Clone)]
-pub(super) struct Node<'i> {
-    pub(super) line: u32,
-    pub(super) column: u32,
-    pub(super) content: Content<'i>,
+pub struct Node<'i> {
+    /// Counts from 1.
+    pub line: u32,
+    /// Counts from 1, in characters.
+    pub column: u32,
+    pub content: Content<'i>,
 }
 
+/// What a value is.
 #[derive(Debug, Clone)]
-pub(super) enum Content<'i> {
+pub enum Content<'i> {
     Nothing,
     Text(Cow<'i, str>),
     List(Vec<Node<'i>>),
@@ -50,15 +59,8 @@ impl<'i> Node<'i> {
         }
     }
 
-    pub(super) fn place(&self) -> Place {
-        Place::At {
-            line: self.line,
-            column: self.column,
-        }
-    }
-
     /// What stands here, in the words of a message.
-    pub(super) fn found(&self) -> String {
+    pub fn found(&self) -> String {
         match &self.content {
             Content::Nothing => "nothing".to_owned(),
             Content::Text(text) => format!("{:?}", shortened(text)),
@@ -81,7 +83,7 @@ impl<'i> Node<'i> {
 }
 
 /// A text short enough for a message.
-pub(super) fn shortened(text: &str) -> Cow<'_, str> {
+pub fn shortened(text: &str) -> Cow<'_, str> {
     match text.char_indices().nth(60) {
         Some((end, _)) => Cow::Owned(format!("{}…", &text[..end])),
         None => Cow::Borrowed(text),
@@ -106,11 +108,10 @@ struct Open<'i> {
 }
 
 impl<'i> Tree<'i> {
-    fn grow(name: &Arc<str>, text: &'i str) -> Result<Node<'i>, Problem> {
-        let refuse = |line, column, message: String| Problem {
-            file: Some(Arc::clone(name)),
-            place: place(line, column + 1),
-            path: String::new(),
+    fn grow(text: &'i str) -> Result<Node<'i>, Fault> {
+        let refuse = |line, column: usize, message: String| Fault {
+            line: fit(line),
+            column: fit(column + 1),
             message,
         };
         let mut tree = Self::default();
@@ -206,18 +207,11 @@ impl<'i> Tree<'i> {
     }
 }
 
-fn place(line: usize, column: usize) -> Place {
-    Place::At {
-        line: fit(line),
-        column: fit(column),
-    }
-}
-
 fn fit(number: usize) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
 }
 
-fn not_utf8(name: &Arc<str>, bytes: &[u8], at: usize) -> Problem {
+fn not_utf8(bytes: &[u8], at: usize) -> Fault {
     let before = &bytes[..at];
     let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
     let line_start = before
@@ -228,10 +222,9 @@ fn not_utf8(name: &Arc<str>, bytes: &[u8], at: usize) -> Problem {
         .chars()
         .count()
         + 1;
-    Problem {
-        file: Some(Arc::clone(name)),
-        place: place(line, column),
-        path: String::new(),
+    Fault {
+        line: fit(line),
+        column: fit(column),
         message: format!(
             "byte 0x{:02x} is not UTF-8; save the file as UTF-8",
             bytes[at]
