@@ -8,8 +8,11 @@ use std::collections::HashMap;
 
 use granit_parser::{Event, Parser, ScalarStyle, ScanError, Span};
 
-/// Nodes that aliases may add to a file: plenty for people, too few for a bomb.
-const ALIASED_NODES: usize = 100_000;
+/// Nodes that anchors and aliases may add to a file: plenty for people, too few for a bomb.
+const COPIED_NODES: usize = 100_000;
+
+/// A text of this many bytes counts as one more node when it is copied.
+const TEXT_OF_A_NODE: usize = 64;
 
 /// Text to tree. An empty text is one node of nothing.
 ///
@@ -37,6 +40,8 @@ pub struct Node<'i> {
     pub line: u32,
     /// Counts from 1, in characters.
     pub column: u32,
+    /// A text without quotes, which other readers may take for a number or a truth value.
+    pub is_plain: bool,
     pub content: Content<'i>,
 }
 
@@ -55,6 +60,7 @@ impl<'i> Node<'i> {
             line: fit(span.start.line()),
             // The parser counts columns from 0.
             column: fit(span.start.col() + 1),
+            is_plain: false,
             content,
         }
     }
@@ -69,10 +75,11 @@ impl<'i> Node<'i> {
         }
     }
 
-    /// How many nodes a copy would make.
+    /// How many nodes a copy would make, and long texts count for more.
     fn count(&self) -> usize {
         1 + match &self.content {
-            Content::Nothing | Content::Text(_) => 0,
+            Content::Nothing => 0,
+            Content::Text(text) => text.len() / TEXT_OF_A_NODE,
             Content::List(items) => items.iter().map(Node::count).sum(),
             Content::Map(entries) => entries
                 .iter()
@@ -96,7 +103,7 @@ struct Tree<'i> {
     root: Option<Node<'i>>,
     open: Vec<Open<'i>>,
     anchors: HashMap<usize, Node<'i>>,
-    aliased: usize,
+    copied: usize,
 }
 
 /// A collection whose end has not come yet.
@@ -129,6 +136,7 @@ impl<'i> Tree<'i> {
         Ok(tree.root.unwrap_or(Node {
             line: 1,
             column: 1,
+            is_plain: false,
             content: Content::Nothing,
         }))
     }
@@ -145,8 +153,11 @@ impl<'i> Tree<'i> {
                 } else {
                     Content::Text(text)
                 };
-                self.place(Node::new(span, content), anchor);
-                Ok(())
+                let node = Node {
+                    is_plain: style == ScalarStyle::Plain,
+                    ..Node::new(span, content)
+                };
+                self.place(node, anchor)
             }
             Event::SequenceStart(_, anchor, _) => {
                 self.open.push(Open {
@@ -164,46 +175,52 @@ impl<'i> Tree<'i> {
                 });
                 Ok(())
             }
-            Event::SequenceEnd | Event::MappingEnd => {
-                if let Some(Open { node, anchor, .. }) = self.open.pop() {
-                    self.place(node, anchor);
-                }
-                Ok(())
-            }
+            Event::SequenceEnd | Event::MappingEnd => self
+                .open
+                .pop()
+                .map_or(Ok(()), |Open { node, anchor, .. }| self.place(node, anchor)),
             Event::Alias(anchor) => {
                 // An anchor inside itself is not closed yet, so it is not known.
                 let node = self
                     .anchors
                     .get(&anchor)
                     .ok_or("an alias cannot contain itself")?;
-                self.aliased += node.count();
-                if self.aliased > ALIASED_NODES {
-                    return Err(format!(
-                        "aliases repeat more than {ALIASED_NODES} values; write them out"
-                    ));
-                }
+                self.copied += node.count();
+                self.check_copies()?;
                 let node = node.clone();
-                self.place(node, 0);
-                Ok(())
+                self.place(node, 0)
             }
             _ => Ok(()),
         }
     }
 
     /// Puts a finished node where it belongs.
-    fn place(&mut self, node: Node<'i>, anchor: usize) {
+    fn place(&mut self, node: Node<'i>, anchor: usize) -> Result<(), String> {
         if anchor != 0 {
+            // Anchors within anchors keep the same values again and again, with no alias at all.
+            self.copied += node.count();
+            self.check_copies()?;
             self.anchors.insert(anchor, node.clone());
         }
         let Some(open) = self.open.last_mut() else {
             self.root = Some(node);
-            return;
+            return Ok(());
         };
         match (&mut open.node.content, open.key.take()) {
             (Content::Map(entries), Some(key)) => entries.push((key, node)),
             (Content::List(items), _) => items.push(node),
             _ => open.key = Some(node),
         }
+        Ok(())
+    }
+
+    fn check_copies(&self) -> Result<(), String> {
+        if self.copied > COPIED_NODES {
+            return Err(format!(
+                "aliases repeat more than {COPIED_NODES} values; write them out"
+            ));
+        }
+        Ok(())
     }
 }
 
@@ -229,5 +246,76 @@ fn not_utf8(bytes: &[u8], at: usize) -> Fault {
             "byte 0x{:02x} is not UTF-8; save the file as UTF-8",
             bytes[at]
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_knows_whether_it_stood_in_quotes() {
+        let tree = parse(b"[22, \"22\", '22']").expect("YAML");
+        let Content::List(items) = tree.content else {
+            panic!("a list")
+        };
+        let plain: Vec<bool> = items.iter().map(|item| item.is_plain).collect();
+        assert_eq!(plain, [true, false, false]);
+    }
+
+    #[test]
+    fn copies_are_bounded_whatever_is_copied() {
+        let laughs = "- &a [x, x, x, x, x, x, x, x, x, x]\n".to_owned()
+            + &(b'b'..=b'i')
+                .map(|name| {
+                    let nine = format!("*{}, ", char::from(name - 1)).repeat(9);
+                    format!("- &{} [{nine}]\n", char::from(name))
+                })
+                .collect::<String>();
+        let long_text = format!(
+            "- &a \"{}\\n\"\n{}",
+            "x".repeat(60_000),
+            "- *a\n".repeat(10_000)
+        );
+        let anchors_alone = format!(
+            "{}[{}]{}",
+            (0..200)
+                .map(|name| format!("&a{name} ["))
+                .collect::<String>(),
+            "x, ".repeat(100_000),
+            "]".repeat(200)
+        );
+        for text in [laughs, long_text, anchors_alone] {
+            let fault = parse(text.as_bytes()).expect_err("a bomb");
+            assert!(fault.message.contains("aliases repeat"), "{fault:?}");
+        }
+    }
+
+    #[test]
+    fn deep_nesting_is_a_fault_and_no_crash() {
+        for text in [
+            "[".repeat(500_000),
+            "{a: ".repeat(200_000),
+            "- ".repeat(500_000),
+            (0..2_000)
+                .map(|depth| format!("{}a:\n", " ".repeat(depth)))
+                .collect(),
+        ] {
+            let fault = parse(text.as_bytes()).expect_err("too deep");
+            assert!(fault.message.starts_with("not YAML"), "{fault:?}");
+        }
+    }
+
+    #[test]
+    fn json_as_programs_write_it_is_read() {
+        let text =
+            "{\n\t\"a\\/b\": \"\\ud83d\\ude00 \\u00e9\",\r\n\t\"c\":[1,2.5e3,true,null,{}]}\n";
+        let tree = parse(text.as_bytes()).expect("JSON is YAML");
+        let Content::Map(entries) = tree.content else {
+            panic!("a map")
+        };
+        assert!(matches!(&entries[0].0.content, Content::Text(text) if text == "a/b"));
+        assert!(matches!(&entries[0].1.content, Content::Text(text) if text == "\u{1f600} \u{e9}"));
+        assert!(matches!(&entries[1].1.content, Content::List(items) if items.len() == 5));
     }
 }
