@@ -12,12 +12,16 @@ mod ports;
 mod reader;
 mod values;
 
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
 use super::intercept::{AppProtocol, Target, TargetKind};
-use crate::config::Problem;
+use crate::config::{Place, Problem, reason};
 
 /// A stack that makes sense.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -115,9 +119,32 @@ impl Stack {
         reader::read(name, bytes)
     }
 
+    /// Reads a stack from disk; errors as [`Stack::parse`], or that it cannot be opened.
+    pub fn read(path: &Path) -> Result<Self, Vec<Problem>> {
+        let name = path.display().to_string();
+        let mut bytes = Vec::new();
+        let file = File::open(path);
+        // One byte too many is enough to be refused.
+        let read = file.and_then(|file| file.take(reader::MOST + 1).read_to_end(&mut bytes));
+        match read {
+            Ok(_) => Self::parse(&name, &bytes),
+            Err(error) => Err(vec![Problem {
+                file: None,
+                place: Place::BuiltIn,
+                path: String::new(),
+                message: format!("cannot read the stack {name}: {}", reason(&error)),
+            }]),
+        }
+    }
+
     /// The app of this name.
     pub fn app(&self, name: &str) -> Option<&App> {
         self.apps.iter().find(|app| app.name == name)
+    }
+
+    /// What to say of a name that no app has: the nearest one that an app does have.
+    pub fn unknown_app(&self, name: &str) -> String {
+        calls::unknown_app(name, &self.apps)
     }
 
     /// All apps, callers before callees; in the order of the file where that leaves a choice.
@@ -216,7 +243,7 @@ impl PropagationRole {
 
 #[cfg(test)]
 mod tests {
-    use std::path::{Path, PathBuf};
+    use std::path::PathBuf;
     use std::time::{Duration, Instant};
 
     use super::*;

@@ -12,7 +12,7 @@ use crate::plan::text::{baggage_key, session_header};
 use crate::yaml::{self, Content, Node, shortened};
 
 /// A stack file of this many bytes is a mistake, or an attack.
-const FILE_BYTES: usize = 1 << 20;
+pub(super) const MOST: u64 = 1 << 20;
 
 /// More apps than a stack can have: each becomes several objects and a share of a cluster.
 const APPS: usize = 1000;
@@ -38,12 +38,12 @@ const APP: [&str; 14] = [
 /// As [`Stack::parse`].
 pub(super) fn read(name: &str, bytes: &[u8]) -> Result<Stack, Vec<Problem>> {
     let file: Arc<str> = Arc::from(name);
-    if bytes.len() > FILE_BYTES {
+    if bytes.len() as u64 > MOST {
         return Err(vec![Problem {
             file: Some(file),
             place: Place::BuiltIn,
             path: String::new(),
-            message: format!("a stack file has at most {FILE_BYTES} bytes, this one has more"),
+            message: format!("a stack file has at most {MOST} bytes, this one has more"),
         }]);
     }
     let root = yaml::parse(bytes).map_err(|fault| vec![Problem::of_fault(&file, fault)])?;
