@@ -58,7 +58,7 @@ fn stack(root: &Node<'_>, notes: &mut Notes) -> Stack {
     let known = ["name", "description", "propagation", "defaults", "apps"];
     let fields = Fields::of(root, String::new(), &known, notes);
     let name = required_name(&fields, notes, "a stack");
-    let description = fields.read("description", notes, |text| Ok(text.to_owned()));
+    let description = fields.read("description", notes, values::printable);
     let propagation = propagation(&fields, notes);
     let defaults = defaults(&fields, notes);
     let (apps, graph) = apps(&fields, &defaults, notes);
@@ -243,11 +243,11 @@ fn one_of(text: &str, known: &[&str]) -> Result<usize, String> {
 
 /// A text for programs: it must survive being a line of a file or a variable.
 fn one_line(text: &str) -> Result<String, String> {
-    if text.is_empty() || text.chars().any(char::is_control) {
+    if text.is_empty() || text.contains(['\n', '\r', '\t']) {
         return Err(format!(
             "{:?} is not one line of text; write it without line breaks, or leave it out",
             shortened(text)
         ));
     }
-    Ok(text.to_owned())
+    values::printable(text)
 }
