@@ -84,7 +84,7 @@ pub struct Resolve {
     #[arg(long, value_name = "DIR", env = "RESULTS_DIR", value_parser = path())]
     pub results_dir: Option<PathBuf>,
 
-    /// Write the stack as JSON here, and leave it out of the results, where a larger one has no room
+    /// Write the stack as JSON to this file, and leave its result empty: results have little room
     #[arg(long, value_name = "FILE", env = "STACK_JSON_FILE", value_parser = path())]
     pub stack_json_file: Option<PathBuf>,
 }

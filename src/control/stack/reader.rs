@@ -38,18 +38,25 @@ const APP: [&str; 14] = [
 /// As [`Stack::parse`].
 pub(super) fn read(name: &str, bytes: &[u8]) -> Result<Stack, Vec<Problem>> {
     let file: Arc<str> = Arc::from(name);
-    if bytes.len() as u64 > MOST {
-        return Err(vec![Problem {
-            file: Some(file),
+    let too_large = |what| {
+        vec![Problem {
+            file: Some(Arc::clone(&file)),
             place: Place::BuiltIn,
             path: String::new(),
-            message: format!("a stack file has at most {MOST} bytes, this one has more"),
-        }]);
+            message: format!("a stack has at most {MOST} bytes, this one has more{what}"),
+        }]
+    };
+    if bytes.len() as u64 > MOST {
+        return Err(too_large(""));
     }
     let root = yaml::parse(bytes).map_err(|fault| vec![Problem::of_fault(&file, fault)])?;
     let mut notes = Notes::of(&file);
     let stack = stack(&root, &mut notes);
     notes.into_result()?;
+    // What is written must be read again.
+    if stack.to_json().len() as u64 > MOST {
+        return Err(too_large(" when everything is filled in"));
+    }
     Ok(stack)
 }
 

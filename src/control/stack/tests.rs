@@ -132,6 +132,13 @@ fn hostile_files_are_refused_quickly_and_in_few_words() {
             "strangers",
             format!("name: x\napps: [{{name: a, downstream: [{strangers}]}}]"),
         ),
+        (
+            "large when filled in",
+            apps(
+                &|index| format!("{{name: a{index}, repo: {}}}", "x".repeat(1000)),
+                1000,
+            ),
+        ),
         ("long name", format!("name: {}\n", "x".repeat(1 << 19))),
         ("long key", format!("? {}\n: 1\n", "x".repeat(900))),
         (
