@@ -204,7 +204,7 @@ impl Serialize for App {
             map.serialize_entry("container-port", &port.container_port)?;
             map.serialize_entry("service-port", &port.service_port)?;
         } else {
-            let ports: Vec<Value> = self.ports.iter().map(Port::to_value).collect();
+            let ports: Vec<Value> = self.ports.iter().map(|port| port.to_value()).collect();
             map.serialize_entry("ports", &ports)?;
         }
         if !self.has_usual_target() {
@@ -220,7 +220,7 @@ impl Serialize for App {
 }
 
 impl Port {
-    fn to_value(&self) -> Value {
+    fn to_value(self) -> Value {
         json!({
             "container-port": self.container_port,
             "service-port": self.service_port,
