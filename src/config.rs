@@ -7,7 +7,6 @@
 
 mod reader;
 mod shapes;
-mod tree;
 
 use std::fmt;
 use std::io;
@@ -17,6 +16,7 @@ use std::sync::Arc;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use crate::yaml;
 use shapes::{ListenerProtocol, OnUnavailable, Size};
 
 /// A text and where it was written.
@@ -97,7 +97,8 @@ impl File {
     }
 }
 
-fn reason(error: &io::Error) -> String {
+/// Why a file cannot be read, in the words of a message.
+pub fn reason(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::NotFound => "no such file".to_owned(),
         io::ErrorKind::IsADirectory => "it is a directory; name a file in it".to_owned(),
@@ -125,6 +126,16 @@ pub enum Place {
     BuiltIn,
 }
 
+impl Place {
+    /// Of a value in a file.
+    pub fn of(node: &yaml::Node<'_>) -> Self {
+        Self::At {
+            line: node.line,
+            column: node.column,
+        }
+    }
+}
+
 /// A mistake, where it is, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
@@ -136,6 +147,21 @@ pub struct Problem {
     pub path: String,
     /// Lower case, without a full stop, quotes the offending text, gives advice.
     pub message: String,
+}
+
+impl Problem {
+    /// A file that is no YAML.
+    pub fn of_fault(file: &Arc<str>, fault: yaml::Fault) -> Self {
+        Self {
+            file: Some(Arc::clone(file)),
+            place: Place::At {
+                line: fault.line,
+                column: fault.column,
+            },
+            path: String::new(),
+            message: fault.message,
+        }
+    }
 }
 
 /// One line: `file:line:column: path: message`, which editors can jump to; for a flag or a variable its

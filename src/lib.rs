@@ -9,7 +9,7 @@
 //!
 //! To read it in order:
 //!
-//! * what is wanted: [`cli`] and [`config`] (as written), [`sources`] (both in one), [`matcher`] and
+//! * what is wanted: [`cli`] and [`config`] (as written, over the tree of [`yaml`]), [`sources`] (both in one), [`matcher`] and
 //!   [`upstream`] (the words of the table), [`plan`] (the table, checked), [`inspect`] (the table
 //!   explained);
 //! * the spine: [`listener`], [`worker`], [`connection`], [`exchange`];
@@ -43,7 +43,7 @@
 //! | 3 | [`plan`], [`pool`], [`sources`] |
 //! | 2 | [`upstream`], [`record`] |
 //! | 1 | [`config`], [`matcher`], [`forward`], [`tunnel`], [`tls`], [`metrics`], [`drain`], [`wire`], [`cli`] |
-//! | 0 | [`deadline`] |
+//! | 0 | [`deadline`], [`yaml`] |
 
 pub mod admin;
 pub mod cli;
@@ -71,3 +71,4 @@ pub mod tunnel;
 pub mod upstream;
 pub mod wire;
 pub mod worker;
+pub mod yaml;

@@ -1,6 +1,6 @@
 //! YAML to [`File`](super::File), without stopping at the first mistake.
 //!
-//! Over the tree of `tree` stands a serde
+//! Over the tree of `yaml` stands a serde
 //! deserializer which never fails: what does not fit is noted as a [`Problem`], and the visitor gets an
 //! empty value instead. Only text that is no YAML at all ends the reading.
 //!
@@ -17,8 +17,8 @@ use serde::de::{
 };
 use serde::forward_to_deserialize_any;
 
-use super::tree::{self, Content, Node, shortened};
-use super::{File, Problem};
+use super::{File, Place, Problem};
+use crate::yaml::{self, Content, Node, shortened};
 
 /// Newtype name that asks for a sequence of value, line and column.
 pub(super) const PLACED: &str = "a value with its place";
@@ -31,7 +31,7 @@ pub(super) const TEXT_OR_MAP: &str = "text or map";
 
 /// Reads a whole file; errors as [`File::read`].
 pub(super) fn read(name: &Arc<str>, bytes: &[u8]) -> Result<File, Problem> {
-    let root = tree::parse(name, bytes)?;
+    let root = yaml::parse(bytes).map_err(|fault| Problem::of_fault(name, fault))?;
     let notes = Notes {
         file: name,
         problems: RefCell::new(Vec::new()),
@@ -81,7 +81,7 @@ impl Notes<'_> {
     fn add(&self, node: &Node<'_>, path: &Path<'_>, message: String) {
         self.problems.borrow_mut().push(Problem {
             file: Some(Arc::clone(self.file)),
-            place: node.place(),
+            place: Place::of(node),
             path: path.to_string(),
             message,
         });
