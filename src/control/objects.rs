@@ -1,1 +1,70 @@
-//! To be written.
+//! The Kubernetes objects of an intercept, as pure values.
+//!
+//! What they are called, how they are labelled, who owns them. Nothing here asks the cluster or
+//! writes to it: whoever applies these objects reads the target's pod template and the namespace's
+//! selectors first, and hands them in.
+
+pub mod container;
+pub mod pr_pod;
+pub mod proxy;
+pub mod selection;
+pub mod template;
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+
+/// Keys of labels, by which everything is found again.
+pub mod labels {
+    /// The app; on everything, mirrord's agents too.
+    pub const APP: &str = "session-proxy/app";
+    /// The session; on PR pods only.
+    pub const SESSION: &str = "session-proxy/session";
+    /// Uid of the pipeline run; on PR pods, when there was one.
+    pub const PIPELINE_RUN: &str = "session-proxy/pipeline-run";
+    /// Uid of the proxy pod; on mirrord's agents.
+    pub const PROXY: &str = "session-proxy/proxy";
+}
+
+/// Keys of annotations.
+pub mod annotations {
+    /// When an intercept is over, RFC 3339; on PR pods with a time to live.
+    pub const EXPIRES_AT: &str = "session-proxy/expires-at";
+    /// What a pod was made from; on PR pods and the proxy pod. A pod whose hash differs from that of the
+    /// wanted one must be made anew, because a pod's spec cannot be changed.
+    pub const SPEC_HASH: &str = "session-proxy/spec-hash";
+}
+
+/// The `app` label of every PR pod.
+pub const PR_POD: &str = "pr-test";
+
+/// The `app` label of every proxy pod.
+pub const PROXY_POD: &str = "mirrord-proxy";
+
+/// Name of an app's pod for one session.
+pub fn pr_pod_name(app: &str, session: &str) -> String {
+    format!("pr-{app}-{session}")
+}
+
+/// Name of an app's proxy pod, and of all that belongs to it.
+pub fn proxy_name(app: &str) -> String {
+    format!("mirrord-proxy-{app}")
+}
+
+/// Names a pod, as the API server returned it, as an owner: its end is the end of what it owns, unless
+/// another owner is left. `None` when the pod has no uid yet.
+pub fn owner(pod: &Pod) -> Option<OwnerReference> {
+    Some(OwnerReference {
+        api_version: "v1".to_owned(),
+        kind: "Pod".to_owned(),
+        name: pod.metadata.name.clone()?,
+        uid: pod.metadata.uid.clone()?,
+        // Neither a controller, which there can be only one of, nor one whose end waits for ours.
+        controller: None,
+        block_owner_deletion: None,
+    })
+}
+
+/// Labels or annotations.
+type Pairs = BTreeMap<String, String>;
