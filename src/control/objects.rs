@@ -5,14 +5,17 @@
 //! selectors first, and hands them in.
 
 pub mod container;
+mod fingerprint;
+mod keyed;
 pub mod pr_pod;
 pub mod proxy;
+mod rights;
 pub mod selection;
 pub mod template;
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
 /// Keys of labels, by which everything is found again.
@@ -68,3 +71,69 @@ pub fn owner(pod: &Pod) -> Option<OwnerReference> {
 
 /// Labels or annotations.
 type Pairs = BTreeMap<String, String>;
+
+/// The labels that Kubernetes recommends for all that belongs together.
+struct Recommended<'a> {
+    name: &'a str,
+    instance: &'a str,
+    component: &'a str,
+    image: &'a str,
+    /// The stack's name.
+    part_of: &'a str,
+}
+
+impl Recommended<'_> {
+    fn pairs(&self) -> Pairs {
+        let labels = [
+            ("app.kubernetes.io/name", self.name),
+            ("app.kubernetes.io/instance", self.instance),
+            ("app.kubernetes.io/component", self.component),
+            ("app.kubernetes.io/version", &version(self.image)),
+            ("app.kubernetes.io/part-of", self.part_of),
+            ("app.kubernetes.io/managed-by", "session-proxy"),
+        ];
+        pairs(labels)
+    }
+}
+
+fn pairs<const N: usize>(pairs: [(&str, &str); N]) -> Pairs {
+    pairs
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .into()
+}
+
+/// The tag of an image, else the beginning of its digest, as far as a label can hold it.
+fn version(image: &str) -> String {
+    let (name, digest) = image.split_once('@').unwrap_or((image, ""));
+    // The port of a registry is no tag.
+    let last = name.rsplit('/').next().unwrap_or(name);
+    let version = match last.split_once(':') {
+        Some((_, tag)) => tag,
+        None => digest
+            .split_once(':')
+            .map_or("latest", |(_, digest)| digest),
+    };
+    let is_edge = |c: char| !c.is_ascii_alphanumeric();
+    let version: String = version
+        .chars()
+        .filter(|c| c.is_ascii_alphanumeric() || "-_.".contains(*c))
+        .take(63)
+        .collect();
+    version.trim_matches(is_edge).to_owned()
+}
+
+/// All containers of a pod that are there from the start.
+fn containers(spec: &mut PodSpec) -> impl Iterator<Item = &mut Container> {
+    spec.init_containers
+        .iter_mut()
+        .flatten()
+        .chain(&mut spec.containers)
+}
+
+/// Keeps some of a list, and no list that is empty.
+fn keep<T>(list: &mut Option<Vec<T>>, is_kept: impl FnMut(&T) -> bool) {
+    if let Some(items) = list {
+        items.retain(is_kept);
+    }
+    list.take_if(|items| items.is_empty());
+}
