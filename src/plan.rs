@@ -9,7 +9,7 @@ mod compile;
 mod inherit;
 mod ports;
 mod routes;
-mod text;
+pub mod text;
 
 use std::collections::HashSet;
 use std::net::SocketAddr;

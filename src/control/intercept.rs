@@ -3,6 +3,8 @@
 //!
 //! Nothing in it belongs to one pull request: those come and go by their pods' labels.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 /// What is intercepted, and how.
@@ -33,6 +35,13 @@ pub struct Target {
     pub name: String,
 }
 
+/// `deployment/orders`, as it is written in a stack file.
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.kind.word(), self.name)
+    }
+}
+
 /// What can be a target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -43,6 +52,28 @@ pub enum TargetKind {
     /// `argoproj.io/v1alpha1`.
     Rollout,
     Pod,
+}
+
+impl TargetKind {
+    /// All of them, the usual one first.
+    pub const ALL: [Self; 5] = [
+        Self::Deployment,
+        Self::StatefulSet,
+        Self::ReplicaSet,
+        Self::Rollout,
+        Self::Pod,
+    ];
+
+    /// The word for it in a stack file.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Deployment => "deployment",
+            Self::StatefulSet => "statefulset",
+            Self::ReplicaSet => "replicaset",
+            Self::Rollout => "rollout",
+            Self::Pod => "pod",
+        }
+    }
 }
 
 /// A port of the app.
@@ -60,6 +91,16 @@ pub enum AppProtocol {
     Http,
     /// HTTP/2 with prior knowledge, and trailers that matter.
     Grpc,
+}
+
+impl AppProtocol {
+    /// The word for it in a stack file.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Grpc => "grpc",
+        }
+    }
 }
 
 /// What happens to a matching request.

@@ -39,7 +39,7 @@ const TAKEN: [&str; 18] = [
 ];
 
 /// `500ms`, `2s`, `5m`, `1h` and sums of them: `1m30s`. At most a day; zero only where `may_be_zero`.
-pub(super) fn duration(text: &str, may_be_zero: bool) -> Result<Duration, String> {
+pub fn duration(text: &str, may_be_zero: bool) -> Result<Duration, String> {
     let total = sum_of_durations(text).ok_or_else(|| {
         format!("{text:?} is not a duration; write for example 500ms, 2s, 5m or 1m30s")
     })?;
@@ -140,7 +140,7 @@ pub(super) fn yes_or_no(text: &str) -> Result<bool, String> {
 }
 
 /// A header that may carry a session.
-pub(super) fn session_header(text: &str) -> Result<HeaderName, String> {
+pub fn session_header(text: &str) -> Result<HeaderName, String> {
     let name = HeaderName::from_bytes(text.as_bytes())
         .map_err(|_| format!("{text:?} is not a header name; write for example x-dev-session"))?;
     if TAKEN.contains(&name.as_str()) {
@@ -152,7 +152,7 @@ pub(super) fn session_header(text: &str) -> Result<HeaderName, String> {
 }
 
 /// A baggage key is a token (W3C Baggage section 3.2.1.1); the empty text turns baggage off.
-pub(super) fn baggage_key(text: &str) -> Result<Option<Box<str>>, String> {
+pub fn baggage_key(text: &str) -> Result<Option<Box<str>>, String> {
     // RFC 9110 section 5.6.2.
     let is_token_byte =
         |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
