@@ -6,7 +6,6 @@
 
 pub mod container;
 mod fingerprint;
-mod keyed;
 pub mod pr_pod;
 pub mod proxy;
 mod rights;

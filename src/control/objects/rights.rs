@@ -51,7 +51,7 @@ fn workload(intercept: &Intercept) -> Vec<PolicyRule> {
     };
     let mut rules = vec![PolicyRule {
         resource_names: Some(vec![intercept.target.name.clone()]),
-        ..rule(group, resource, &["get", "list", "watch"])
+        ..rule(group, resource, &["get"])
     }];
     if intercept.target.kind == TargetKind::Rollout {
         // A rollout may leave its template, and its selector, to a deployment of another name.

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, Pod, PodSpec, PodTemplateSpec, Volume};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::{Pairs, containers, keep, keyed, selection};
+use super::{Pairs, containers, keep, selection};
 
 /// The cluster names the volume with a service account's token so, and mounts it everywhere.
 const TOKEN_VOLUME: &str = "kube-api-access-";
@@ -76,7 +76,6 @@ pub(super) fn inherited(template: &PodTemplateSpec, notes: &mut Vec<String>) -> 
     leave_spreading(&mut spec, labels.unwrap_or(&Pairs::new()));
     name_shared_claims(&spec, notes);
     replace_missing_volumes(&mut spec, notes);
-    keyed::once(&mut spec);
     spec.restart_policy = Some("Always".to_owned());
     spec
 }
