@@ -6,8 +6,14 @@
 
 pub mod container;
 mod fingerprint;
+#[cfg(test)]
+mod golden;
+#[cfg(test)]
+mod manifests;
 pub mod pr_pod;
 pub mod proxy;
+#[cfg(test)]
+mod restricted;
 mod rights;
 pub mod selection;
 pub mod template;
@@ -16,6 +22,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use serde::Serialize;
 
 /// Keys of labels, by which everything is found again.
 pub mod labels {
@@ -66,6 +73,14 @@ pub fn owner(pod: &Pod) -> Option<OwnerReference> {
         controller: None,
         block_owner_deletion: None,
     })
+}
+
+/// An object as a YAML document, for people and for `kubectl apply`.
+pub fn document(object: &impl Serialize) -> String {
+    // Nothing is gained by folding the name of an image.
+    let options = serde_saphyr::ser_options! { folded_wrap_chars: usize::MAX };
+    serde_saphyr::to_string_with_options(object, options)
+        .expect("these are trees of maps with text for keys")
 }
 
 /// Labels or annotations.
@@ -135,4 +150,28 @@ fn keep<T>(list: &mut Option<Vec<T>>, is_kept: impl FnMut(&T) -> bool) {
         items.retain(is_kept);
     }
     list.take_if(|items| items.is_empty());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_is_what_a_label_can_hold_of_an_image() {
+        let digest = "6c3c624b58dbbcd3c0dd82b4c53f04194d1247c6eebdaab7c610cf7d66709b3b";
+        let table = [
+            ("orders", "latest"),
+            ("orders:1.8.2", "1.8.2"),
+            ("registry.local:5000/orders", "latest"),
+            ("registry.local:5000/shop/orders:pr-42", "pr-42"),
+            (&format!("orders:pr-42@sha256:{digest}"), "pr-42"),
+            (&format!("orders@sha256:{digest}"), &digest[..63]),
+            ("orders:_a.", "a"),
+            (&format!("orders:{}.b", "a".repeat(62)), &"a".repeat(62)),
+        ];
+
+        for (image, expected) in table {
+            assert_eq!(version(image), expected, "{image}");
+        }
+    }
 }

@@ -104,3 +104,44 @@ fn undeclared(spec: &PodSpec, ports: &[Port]) -> Vec<ContainerPort> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, from_value, json};
+
+    use super::*;
+
+    #[test]
+    fn the_app_is_who_serves_its_port_then_who_has_its_name_then_who_comes_first() {
+        let a = |ports: &[u16]| json!({"name": "a", "ports": declared(ports)});
+        let b = |ports: &[u16]| json!({"name": "b", "ports": declared(ports)});
+        let orders = |ports: &[u16]| json!({"name": "orders", "ports": declared(ports)});
+        let table = [
+            (vec![a(&[])], Some("a")),
+            (vec![a(&[]), b(&[])], Some("a")),
+            (vec![a(&[]), orders(&[])], Some("orders")),
+            (vec![a(&[5432]), orders(&[])], Some("orders")),
+            (vec![a(&[5432]), b(&[5432, 8080])], Some("b")),
+            (vec![a(&[]), b(&[8080]), orders(&[9090])], Some("b")),
+            // Both ports of the app are served: the first one's server is the app.
+            (vec![a(&[9000]), b(&[8080])], Some("b")),
+            (vec![a(&[]), b(&[9000])], Some("b")),
+            (vec![a(&[8080]), b(&[8080])], Some("a")),
+            (vec![], None),
+        ];
+
+        for (containers, expected) in table {
+            let case = format!("{containers:?}");
+            let spec: PodSpec = from_value(json!({"containers": containers})).unwrap();
+            let container = of_app(&spec, "orders", &[8080, 9000]);
+            assert_eq!(container.map(|c| &*c.name), expected, "{case}");
+        }
+    }
+
+    fn declared(ports: &[u16]) -> Value {
+        ports
+            .iter()
+            .map(|port| json!({"containerPort": port}))
+            .collect()
+    }
+}

@@ -95,3 +95,151 @@ impl PrPod<'_> {
         pod_labels
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, from_value, json};
+
+    use super::*;
+    use crate::control::objects::restricted;
+    use crate::control::objects::selection::{Workload, claimants};
+    use crate::control::stack::Stack;
+
+    fn template() -> Value {
+        json!({
+            "metadata": {
+                "labels": {"app": "orders", "app.kubernetes.io/name": "orders", "tier": "web"},
+                "annotations": {"checksum/config": "1"},
+            },
+            "spec": {"containers": [{"name": "orders", "image": "orders:1"}]},
+        })
+    }
+
+    /// The PR pod of a template, after a change of what it is made from.
+    fn made(template: &Value, change: impl FnOnce(&mut PrPod<'_>)) -> Made {
+        let yaml = "{name: shop, apps: [{name: orders, container-port: 8080}]}";
+        let stack = Stack::parse("stack", yaml.as_bytes()).unwrap();
+        let template = from_value(template.clone()).unwrap();
+        let mut pod = PrPod {
+            stack: &stack.name,
+            app: stack.entry(),
+            namespace: "staging",
+            session: "pr-42",
+            image: "orders:pr-42",
+            template: &template,
+            pipeline_run: None,
+            expires_at: None,
+        };
+        change(&mut pod);
+        pod.pod()
+    }
+
+    fn hash(made: &Made) -> &str {
+        &made.pod.metadata.annotations.as_ref().unwrap()[annotations::SPEC_HASH]
+    }
+
+    #[test]
+    fn a_service_or_workload_that_selects_by_the_baselines_labels_leaves_it_alone() {
+        let pod = made(&template(), |_| {}).pod;
+        let service =
+            |selector: Value| from_value(json!({"spec": {"selector": selector}})).unwrap();
+        let services = [
+            service(json!({"app": "orders"})),
+            service(json!({"app.kubernetes.io/name": "orders"})),
+            service(json!({"tier": "web"})),
+            service(json!({"app": "orders", "component": "orders"})),
+        ];
+        let selector = from_value(json!({"matchLabels": {"app": "orders"}})).unwrap();
+        let workload = Workload {
+            name: "deployment/orders",
+            selector: &selector,
+        };
+
+        assert_eq!(claimants(&pod, &services, &[workload]), [""; 0]);
+    }
+
+    #[test]
+    fn only_what_changes_its_content_asks_for_another_pod() {
+        let before = made(&template(), |_| {});
+        let with = |pointer: &str, value: Value| {
+            let mut template = template();
+            template.pointer_mut(pointer).unwrap().clone_from(&value);
+            template
+        };
+        let restarted = json!({"checksum/config": "1", "kubectl.kubernetes.io/restartedAt": "now"});
+        let same = [
+            made(&template(), |_| {}),
+            made(&template(), |pod| {
+                pod.expires_at = Some(Timestamp::UNIX_EPOCH)
+            }),
+            made(&template(), |pod| pod.pipeline_run = Some("1")),
+            made(&with("/metadata/annotations", restarted), |_| {}),
+            // The baseline has another image, which a PR pod has not.
+            made(&with("/spec/containers/0/image", json!("orders:2")), |_| {}),
+        ];
+        let other = [
+            made(&template(), |pod| pod.image = "orders:pr-42-b"),
+            made(
+                &with("/metadata/annotations", json!({"checksum/config": "2"})),
+                |_| {},
+            ),
+            made(&with("/spec/containers/0/name", json!("server")), |_| {}),
+        ];
+
+        for made in same {
+            assert_eq!(hash(&made), hash(&before), "{made:?}");
+        }
+        for made in other {
+            assert_ne!(hash(&made), hash(&before), "{made:?}");
+        }
+    }
+
+    #[test]
+    fn it_is_as_restricted_as_the_baseline() {
+        let mut template = template();
+        template["spec"]["securityContext"] = json!({
+            "runAsNonRoot": true,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        });
+        let container = &mut template["spec"]["containers"][0];
+        container["securityContext"] = json!({
+            "allowPrivilegeEscalation": false,
+            "capabilities": {"drop": ["ALL"]},
+        });
+        container["ports"] = json!([{"containerPort": 8080, "hostPort": 8080}]);
+
+        assert_eq!(restricted::offences(&made(&template, |_| {}).pod), [""; 0]);
+    }
+
+    #[test]
+    fn a_note_is_made_of_each_surprise_and_of_nothing_else() {
+        let ready = json!({"tcpSocket": {"port": 8080}});
+        let table = [
+            (json!({"readinessProbe": ready}), vec![]),
+            (json!({}), vec!["has no readiness probe"]),
+            (
+                json!({"readinessProbe": ready, "args": ["-v"]}),
+                vec!["without the template's args"],
+            ),
+            (
+                json!({"readinessProbe": ready, "command": ["x"], "workingDir": "/"}),
+                vec!["without the template's command, workingDir"],
+            ),
+            (
+                json!({"readinessProbe": ready, "volumeMounts": [{"name": "data", "mountPath": "/d"}]}),
+                vec!["volume data is an empty folder"],
+            ),
+        ];
+
+        for (changes, expected) in table {
+            let mut template = template();
+            let container = template["spec"]["containers"][0].as_object_mut().unwrap();
+            container.extend(changes.as_object().unwrap().clone());
+            let notes = made(&template, |_| {}).notes;
+            assert_eq!(notes.len(), expected.len(), "{notes:?}");
+            for (note, part) in notes.iter().zip(expected) {
+                assert!(note.contains(part), "{note}");
+            }
+        }
+    }
+}

@@ -303,3 +303,90 @@ fn probe(path: &str, period_seconds: i32, failure_threshold: i32) -> Probe {
         ..Probe::default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::intercept::TargetKind;
+    use crate::control::objects::golden::intercept;
+    use crate::control::objects::restricted;
+
+    fn proxy(intercept: &Intercept) -> Proxy<'_> {
+        Proxy {
+            stack: "shop",
+            intercept,
+            image: "registry.local/session-proxy:0.1.0",
+            pull_secrets: &[],
+            service_account: None,
+            may_delete_targets: false,
+            owners: &[],
+        }
+    }
+
+    fn hash(proxy: &Proxy<'_>) -> String {
+        let annotations = proxy.pod().metadata.annotations.unwrap();
+        annotations[annotations::SPEC_HASH].clone()
+    }
+
+    #[test]
+    fn it_is_admitted_where_pod_security_is_restricted() {
+        let intercept = intercept(TargetKind::Deployment);
+
+        assert_eq!(restricted::offences(&proxy(&intercept).pod()), [""; 0]);
+    }
+
+    #[test]
+    fn it_can_be_somebody_who_is_there_already() {
+        let intercept = intercept(TargetKind::Deployment);
+        let proxy = Proxy {
+            service_account: Some("proxies"),
+            ..proxy(&intercept)
+        };
+
+        let spec = proxy.pod().spec.unwrap();
+        assert_eq!(spec.service_account_name.as_deref(), Some("proxies"));
+    }
+
+    #[test]
+    fn it_heals_targets_only_when_it_may() {
+        let intercept = intercept(TargetKind::Deployment);
+        let is_told = |proxy: &Proxy<'_>| {
+            let container = proxy.pod().spec.unwrap().containers.remove(0);
+            let mut variables = container.env.into_iter().flatten();
+            variables.any(|variable| variable.name == "DELETE_BROKEN_TARGETS")
+        };
+        let healer = Proxy {
+            may_delete_targets: true,
+            ..proxy(&intercept)
+        };
+
+        assert!(is_told(&healer));
+        assert!(!is_told(&proxy(&intercept)));
+    }
+
+    #[test]
+    fn another_intercept_asks_for_another_pod_and_another_owner_does_not() {
+        let one = intercept(TargetKind::Deployment);
+        let other = Intercept {
+            header: "x-session".to_owned(),
+            ..one.clone()
+        };
+        let owned = Proxy {
+            owners: &[OwnerReference::default()],
+            ..proxy(&one)
+        };
+
+        assert_ne!(hash(&proxy(&one)), hash(&proxy(&other)));
+        assert_eq!(hash(&proxy(&one)), hash(&owned));
+    }
+
+    #[test]
+    fn attach_reads_what_the_config_map_says() {
+        let intercept = intercept(TargetKind::Rollout);
+        let data = proxy(&intercept).config_map().data.unwrap();
+
+        let read: Intercept = serde_json::from_str(&data[INTERCEPT_FILE]).unwrap();
+
+        assert_eq!(read, intercept);
+    }
+}
