@@ -97,8 +97,8 @@ impl Drop for Namespace {
         at_last(self.cluster.kubeconfig(), async move |client| {
             let all = ListParams::default();
             let at_once = DeleteParams::default().grace_period(0);
-            // What fails here ends with the plane. Pods first lose their grace, since nobody is
-            // left to end them; those that a controller still makes get none in a dying namespace.
+            // In a dying namespace no controller makes pods. Those that are there lose their grace:
+            // nobody is left to end them. What fails here ends with the plane.
             let _ = Api::<Object>::all(client.clone())
                 .delete(&name, &DeleteParams::default())
                 .await;

@@ -1,4 +1,7 @@
-//! The kubelet's own port, as far as `pods/log` needs it: the API server fetches the text from here.
+//! The kubelet's own port, as far as `pods/log` needs it.
+//!
+//! The API server has no logs: it asks the kubelet of the pod's node, and without one the request
+//! fails. The same holds for exec, attach and port-forward, which nobody answers here.
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
