@@ -19,4 +19,5 @@ mod it {
     pub mod support;
 }
 
+mod objects;
 mod plane_itself;
