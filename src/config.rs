@@ -97,7 +97,8 @@ impl File {
     }
 }
 
-fn reason(error: &io::Error) -> String {
+/// Why a file cannot be read, in the words of a message.
+pub fn reason(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::NotFound => "no such file".to_owned(),
         io::ErrorKind::IsADirectory => "it is a directory; name a file in it".to_owned(),

@@ -1,6 +1,7 @@
 //! The cluster side: one function per command.
 //!
-//! It stands beside the proxy's rooms and uses only their ground floor.
+//! It stands beside the proxy's rooms and uses their ground floor, and what `plan` and `sources` know of
+//! the meaning of what was typed.
 
 pub mod attach;
 pub mod cleanup;

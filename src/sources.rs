@@ -141,9 +141,14 @@ fn split(endpoints: &str, place: Place) -> OneOrList {
 
 /// A value with the name of the flag or of the variable it came from; an empty one, as a pipeline's unset
 /// parameter leaves behind, counts as none.
-fn given(value: Option<&str>, flag: &'static str, variable: &'static str) -> Option<Text> {
+pub fn given(value: Option<&str>, flag: &'static str, variable: &'static str) -> Option<Text> {
     let value = value.filter(|value| !value.is_empty())?;
     Some(Placed::new(value.to_owned(), origin(value, flag, variable)))
+}
+
+/// A path, unless it is empty: what a pipeline's unset parameter leaves behind.
+pub fn given_path(path: Option<&Path>) -> Option<&Path> {
+    path.filter(|path| !path.as_os_str().is_empty())
 }
 
 fn origin(value: &str, flag: &'static str, variable: &'static str) -> Place {

@@ -1,11 +1,16 @@
 //! The commands of the cluster side.
 //!
 //! Every flag has an environment variable, because parameters of a pipeline reach its steps that way;
-//! a variable that is set to nothing counts as not set. Values are text here, judged by `control`.
+//! a variable that is set to nothing counts as not set. Values are text here, judged by `control`; an
+//! empty path is no path.
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::builder::{
+    BoolishValueParser, EnumValueParser, PathBufValueParser, PossibleValue, TypedValueParser,
+};
+use clap::{Arg, Args, Command, Error, ValueEnum};
 
 /// How to reach the cluster, as kubectl is told.
 #[derive(Debug, Clone, Default, Args)]
@@ -36,7 +41,7 @@ pub struct PullRequest {
     pub stack_json: Option<String>,
 
     /// The stack as a file, YAML or JSON
-    #[arg(long, value_name = "FILE", env = "STACK_FILE")]
+    #[arg(long, value_name = "FILE", env = "STACK_FILE", value_parser = path())]
     pub stack_file: Option<PathBuf>,
 
     /// The changed apps, divided by blanks
@@ -60,7 +65,7 @@ pub struct PullRequest {
 #[derive(Debug, Args)]
 pub struct Resolve {
     /// The stack file, YAML or JSON
-    #[arg(value_name = "FILE", env = "STACK_FILE")]
+    #[arg(value_name = "FILE", env = "STACK_FILE", value_parser = path())]
     pub stack_file: Option<PathBuf>,
 
     /// The app whose pull request this is [default: all are built]
@@ -76,11 +81,11 @@ pub struct Resolve {
     pub session: Option<String>,
 
     /// Also write each value to a file of its name in this folder (Tekton results)
-    #[arg(long, value_name = "DIR", env = "RESULTS_DIR")]
+    #[arg(long, value_name = "DIR", env = "RESULTS_DIR", value_parser = path())]
     pub results_dir: Option<PathBuf>,
 
-    /// Write the stack as JSON here, and leave it out of the results, where a larger one has no room
-    #[arg(long, value_name = "FILE", env = "STACK_JSON_FILE")]
+    /// Write the stack as JSON to this file, and leave its result empty: results have little room
+    #[arg(long, value_name = "FILE", env = "STACK_JSON_FILE", value_parser = path())]
     pub stack_json_file: Option<PathBuf>,
 }
 
@@ -106,7 +111,7 @@ pub enum AgentKind {
 #[derive(Debug, Args)]
 pub struct Deploy {
     /// How requests reach the PR pod
-    #[arg(long, env = "BACKEND", default_value = "mirrord")]
+    #[arg(long, env = "BACKEND", default_value = "mirrord", value_parser = word(Backend::Mirrord))]
     pub backend: Backend,
 
     /// The pull request.
@@ -134,7 +139,7 @@ pub struct Deploy {
     pub agent_image: Option<String>,
 
     /// How mirrord's agent is started
-    #[arg(long, env = "AGENT_KIND", default_value = "job")]
+    #[arg(long, env = "AGENT_KIND", default_value = "job", value_parser = word(AgentKind::Job))]
     pub agent_kind: AgentKind,
 
     /// Mark the intercept as expired after this long, for `cleanup --expired`
@@ -146,11 +151,11 @@ pub struct Deploy {
     pub pipeline_run: Option<String>,
 
     /// Write the JSON map of app to PR pod here, after each app
-    #[arg(long, value_name = "FILE", env = "OUT")]
+    #[arg(long, value_name = "FILE", env = "OUT", value_parser = path())]
     pub out: Option<PathBuf>,
 
     /// Print the objects as YAML and touch nothing
-    #[arg(long, env = "DRY_RUN")]
+    #[arg(long, env = "DRY_RUN", value_parser = switch())]
     pub dry_run: bool,
 
     /// Give up, and take away what was made, after this long [default: 5m]
@@ -187,19 +192,19 @@ pub struct Verify {
     pub path: Option<String>,
 
     /// What must show that the PR pod answered
-    #[arg(long, env = "WITNESS", default_value = "app")]
+    #[arg(long, env = "WITNESS", default_value = "app", value_parser = word(Witness::App))]
     pub witness: Witness,
 
     /// Compare untagged traffic with this measurement, taken before the intercept
-    #[arg(long, value_name = "FILE", env = "BASELINE_MEASUREMENT")]
+    #[arg(long, value_name = "FILE", env = "BASELINE_MEASUREMENT", value_parser = path())]
     pub baseline_measurement: Option<PathBuf>,
 
     /// Only measure untagged traffic, and write that here
-    #[arg(long, value_name = "FILE", env = "MEASURE_BASELINE")]
+    #[arg(long, value_name = "FILE", env = "MEASURE_BASELINE", value_parser = path())]
     pub measure_baseline: Option<PathBuf>,
 
     /// Write the report as JSON here
-    #[arg(long, value_name = "FILE", env = "OUT")]
+    #[arg(long, value_name = "FILE", env = "OUT", value_parser = path())]
     pub out: Option<PathBuf>,
 
     /// Give up after this long [default: 2m]
@@ -223,11 +228,11 @@ pub struct Cleanup {
     pub pipeline_run: Option<String>,
 
     /// All intercepts whose time is over
-    #[arg(long, env = "EXPIRED")]
+    #[arg(long, env = "EXPIRED", value_parser = switch())]
     pub expired: bool,
 
     /// Accepted for symmetry with deploy; objects of either backend are found by label
-    #[arg(long, env = "BACKEND")]
+    #[arg(long, env = "BACKEND", value_parser = word(Backend::Mirrord))]
     pub backend: Option<Backend>,
 
     /// The JSON map of app to PR pod that `deploy` wrote, to hold against what is found
@@ -272,7 +277,7 @@ pub struct Attach {
     pub mirrord: PathBuf,
 
     /// Delete a target pod whose port refuses everything after its agent was killed
-    #[arg(long, env = "DELETE_BROKEN_TARGETS")]
+    #[arg(long, env = "DELETE_BROKEN_TARGETS", value_parser = switch())]
     pub delete_broken_targets: bool,
 
     /// What to log to standard error, as for `run`
@@ -287,4 +292,99 @@ pub struct Attach {
     /// The cluster.
     #[command(flatten)]
     pub cluster: Cluster,
+}
+
+/// Reads nothing at all as one value, and everything else as another reader does: a pipeline passes each
+/// parameter on, also those that nobody gave.
+#[derive(Clone)]
+struct EmptyIs<V, P> {
+    empty: V,
+    otherwise: P,
+}
+
+impl<V, P> TypedValueParser for EmptyIs<V, P>
+where
+    V: Clone + Send + Sync + 'static,
+    P: TypedValueParser<Value = V>,
+{
+    type Value = V;
+
+    fn parse_ref(&self, command: &Command, arg: Option<&Arg>, value: &OsStr) -> Result<V, Error> {
+        if value.is_empty() {
+            return Ok(self.empty.clone());
+        }
+        self.otherwise.parse_ref(command, arg, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        self.otherwise.possible_values()
+    }
+}
+
+fn path() -> impl TypedValueParser<Value = PathBuf> {
+    EmptyIs {
+        empty: PathBuf::new(),
+        otherwise: PathBufValueParser::new(),
+    }
+}
+
+fn word<W: ValueEnum + Clone + Send + Sync + 'static>(
+    usual: W,
+) -> impl TypedValueParser<Value = W> {
+    EmptyIs {
+        empty: usual,
+        otherwise: EnumValueParser::new(),
+    }
+}
+
+fn switch() -> impl TypedValueParser<Value = bool> {
+    EmptyIs {
+        empty: false,
+        otherwise: BoolishValueParser::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{self, Cli};
+
+    #[test]
+    fn an_empty_value_counts_as_not_given() {
+        let line =
+            "session-proxy deploy --backend= --agent-kind= --out= --stack-file= --build-apps=";
+        let cli::Command::Deploy(deploy) = Cli::parse_from(line.split(' ')).command else {
+            panic!("{line}")
+        };
+        assert_eq!(deploy.backend, Backend::Mirrord);
+        assert_eq!(deploy.agent_kind, AgentKind::Job);
+        assert_eq!(deploy.out, Some(PathBuf::new()));
+    }
+
+    #[test]
+    fn a_switch_is_on_off_or_empty_and_nothing_else() {
+        let command = Command::new("test");
+        let read = |text: &str| switch().parse_ref(&command, None, OsStr::new(text)).ok();
+        for (text, expected) in [
+            ("", Some(false)),
+            ("false", Some(false)),
+            ("true", Some(true)),
+            ("1", Some(true)),
+            ("perhaps", None),
+        ] {
+            assert_eq!(read(text), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_word_is_one_of_the_known_ones() {
+        let refused = Cli::try_parse_from(["session-proxy", "deploy", "--backend", "socat"]);
+        let told = refused.expect_err("no backend").to_string();
+        assert!(
+            told.contains("mirrord") && told.contains("telepresence"),
+            "{told}"
+        );
+    }
 }

@@ -10,14 +10,20 @@ pub(in crate::control) mod names;
 mod notes;
 mod ports;
 mod reader;
+#[cfg(test)]
+mod tests;
 mod values;
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
 
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
 use super::intercept::{AppProtocol, Target, TargetKind};
-use crate::config::Problem;
+use crate::config::{Place, Problem, reason};
 
 /// A stack that makes sense.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -115,9 +121,32 @@ impl Stack {
         reader::read(name, bytes)
     }
 
+    /// Reads a stack from disk; errors as [`Stack::parse`], or that it cannot be opened.
+    pub fn read(path: &Path) -> Result<Self, Vec<Problem>> {
+        let name = path.display().to_string();
+        let mut bytes = Vec::new();
+        let file = File::open(path);
+        // One byte too many is enough to be refused.
+        let read = file.and_then(|file| file.take(reader::MOST + 1).read_to_end(&mut bytes));
+        match read {
+            Ok(_) => Self::parse(&name, &bytes),
+            Err(error) => Err(vec![Problem {
+                file: None,
+                place: Place::BuiltIn,
+                path: String::new(),
+                message: format!("cannot read the stack {name}: {}", reason(&error)),
+            }]),
+        }
+    }
+
     /// The app of this name.
     pub fn app(&self, name: &str) -> Option<&App> {
         self.apps.iter().find(|app| app.name == name)
+    }
+
+    /// What to say of a name that no app has: the nearest one that an app does have.
+    pub fn unknown_app(&self, name: &str) -> String {
+        calls::unknown_app(name, &self.apps)
     }
 
     /// All apps, callers before callees; in the order of the file where that leaves a choice.
@@ -175,7 +204,7 @@ impl Serialize for App {
             map.serialize_entry("container-port", &port.container_port)?;
             map.serialize_entry("service-port", &port.service_port)?;
         } else {
-            let ports: Vec<Value> = self.ports.iter().map(Port::to_value).collect();
+            let ports: Vec<Value> = self.ports.iter().map(|port| port.to_value()).collect();
             map.serialize_entry("ports", &ports)?;
         }
         if !self.has_usual_target() {
@@ -191,7 +220,7 @@ impl Serialize for App {
 }
 
 impl Port {
-    fn to_value(&self) -> Value {
+    fn to_value(self) -> Value {
         json!({
             "container-port": self.container_port,
             "service-port": self.service_port,
@@ -210,167 +239,6 @@ impl PropagationRole {
             Self::Originator => "originator",
             Self::Forwarder => "forwarder",
             Self::Terminal => "terminal",
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::path::{Path, PathBuf};
-    use std::time::{Duration, Instant};
-
-    use super::*;
-
-    fn folder(name: &str) -> PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
-    }
-
-    fn files(prefix: &str) -> Vec<PathBuf> {
-        let entries = std::fs::read_dir(folder("tests/data/stacks")).expect("a folder");
-        let is_wanted = |path: &PathBuf| {
-            let name = path.file_name().expect("a file").to_string_lossy();
-            name.starts_with(prefix) && (name.ends_with(".yaml") || name.ends_with(".json"))
-        };
-        let mut files: Vec<PathBuf> = entries
-            .map(|entry| entry.expect("readable").path())
-            .filter(is_wanted)
-            .collect();
-        files.sort();
-        assert!(!files.is_empty(), "no {prefix}*");
-        files
-    }
-
-    fn parsed(path: &Path) -> Result<Stack, String> {
-        let name = path.file_name().expect("a file").to_string_lossy();
-        let bytes = std::fs::read(path).expect("readable");
-        Stack::parse(&name, &bytes).map_err(|problems| told(&problems))
-    }
-
-    fn told(problems: &[Problem]) -> String {
-        let lines = problems.iter().map(|problem| format!("{problem}\n"));
-        lines.collect()
-    }
-
-    fn names(apps: &[&App]) -> String {
-        let names: Vec<&str> = apps.iter().map(|app| app.name.as_str()).collect();
-        names.join(" ")
-    }
-
-    /// `BLESS=1 cargo test stack::` writes what comes out now; read the difference before you commit it.
-    fn compare(text: &str, golden: &Path) {
-        if std::env::var_os("BLESS").is_some() {
-            std::fs::write(golden, text).expect("writable");
-        }
-        let expected = std::fs::read_to_string(golden).expect("a golden file");
-        assert_eq!(text, expected, "{}", golden.display());
-    }
-
-    #[test]
-    fn good_files_load_and_come_back_from_json_as_the_same() {
-        let mut files = files("good-");
-        files.push(folder("config/stacks/stack-one.yaml"));
-        for path in files {
-            let stack =
-                parsed(&path).unwrap_or_else(|problems| panic!("{}:\n{problems}", path.display()));
-            let json = stack.to_json();
-
-            let again = Stack::parse("again", json.as_bytes()).map_err(|problems| told(&problems));
-
-            assert_eq!(again.as_ref(), Ok(&stack), "{}", path.display());
-            assert_eq!(again.map(|stack| stack.to_json()), Ok(json));
-        }
-    }
-
-    #[test]
-    fn json_has_everything_filled_in() {
-        for name in ["good-field", "good-minimal", "good-null", "good-roots"] {
-            let path = files(name).remove(0);
-            let stack = parsed(&path).expect("good");
-            let pretty = serde_json::to_string_pretty(&stack).expect("JSON") + "\n";
-            compare(&pretty, &path.with_extension("resolved"));
-        }
-    }
-
-    #[test]
-    fn bad_files_tell_every_problem_at_its_place() {
-        for path in files("bad-") {
-            let problems = parsed(&path).expect_err("bad");
-            compare(&problems, &path.with_extension("problems"));
-        }
-    }
-
-    #[test]
-    fn of_several_roots_the_first_in_the_file_is_the_entry() {
-        let stack = parsed(&folder("tests/data/stacks/good-roots.yaml")).expect("good");
-        assert_eq!(names(&stack.order()), "first second middle shared lonely");
-        assert_eq!(stack.entry().name, "first");
-        assert_eq!(names(&stack.chain()), "first middle shared");
-        assert_eq!(
-            stack.app("lonely").map(|app| app.ports[0].protocol),
-            Some(AppProtocol::Grpc)
-        );
-        assert_eq!(stack.app("nobody"), None);
-    }
-
-    #[test]
-    fn hostile_files_are_refused_quickly_and_in_few_words() {
-        let apps = |each: &dyn Fn(usize) -> String, count: usize| {
-            let apps: String = (0..count)
-                .map(|index| format!("- {}\n", each(index)))
-                .collect();
-            format!("name: x\napps:\n{apps}")
-        };
-        let all: Vec<String> = (0..1000).map(|index| format!("a{index}")).collect();
-        let all = all.join(",");
-        let dense = apps(
-            &|index| format!("{{name: a{index}, downstream: [{all}]}}"),
-            150,
-        );
-        let strangers = (0..60_000)
-            .map(|index| format!("shop-{index}"))
-            .collect::<Vec<_>>()
-            .join(", ");
-        for (what, text) in [
-            ("large", "#".repeat(2 << 20)),
-            (
-                "unknown keys",
-                (0..60_000).map(|key| format!("k{key}: 1\n")).collect(),
-            ),
-            (
-                "many apps",
-                apps(&|index| format!("name: a{index}"), 50_000),
-            ),
-            ("one name", apps(&|_| "name: a".to_owned(), 1000)),
-            ("dense", dense),
-            (
-                "strangers",
-                format!("name: x\napps: [{{name: a, downstream: [{strangers}]}}]"),
-            ),
-            ("long name", format!("name: {}\n", "x".repeat(1 << 19))),
-            ("long key", format!("? {}\n: 1\n", "x".repeat(900))),
-            (
-                "deep build",
-                format!(
-                    "name: x\napps: [{{name: a, build: {{a: {}}}}}]",
-                    "[".repeat(100_000)
-                ),
-            ),
-            ("nothing but lines", "\n".repeat(1 << 20)),
-            ("zeros", "\0".repeat(1 << 20)),
-        ] {
-            let started = Instant::now();
-            let problems = Stack::parse(what, text.as_bytes()).expect_err(what);
-            // Without optimization, beside other tests.
-            assert!(
-                started.elapsed() < Duration::from_secs(20),
-                "{what}: {:?}",
-                started.elapsed()
-            );
-            assert!(problems.len() <= 101, "{what}: {}", problems.len());
-            for problem in problems {
-                let line = problem.to_string();
-                assert!(line.len() < 800 && !line.contains('\n'), "{what}: {line}");
-            }
         }
     }
 }

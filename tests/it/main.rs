@@ -20,6 +20,7 @@ mod layer;
 mod mended;
 mod pool;
 mod reload;
+mod resolve;
 mod retries;
 mod routing;
 mod start;

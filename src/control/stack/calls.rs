@@ -93,8 +93,8 @@ fn places<'a>(items: &[Node<'_>], apps: &'a [App], notes: &mut Notes) -> HashMap
     places
 }
 
-/// The app of a stack that is nearest to a name which none of them has.
-pub(in crate::control) fn unknown_app(name: &str, apps: &[App]) -> String {
+/// As [`Stack::unknown_app`](super::Stack::unknown_app).
+pub(super) fn unknown_app(name: &str, apps: &[App]) -> String {
     let mut met = HashSet::new();
     let names: Vec<&str> = apps
         .iter()

@@ -125,7 +125,7 @@ impl<'n, 'i> Fields<'n, 'i> {
             return notes.expected(key, &self.path, "a key");
         };
         let Some(known_name) = known.iter().find(|word| **word == &**name) else {
-            let path = self.at(&shortened(name));
+            let path = self.at(&in_path(name));
             return notes.add(key, path, || unknown_key(name, known));
         };
         let same = |field: &&Field<'_, '_>| field.name == *known_name;
@@ -204,6 +204,11 @@ impl<'n, 'i> Fields<'n, 'i> {
             None => &[],
         }
     }
+}
+
+/// A key that anyone may have written, as a step of a path.
+pub(super) fn in_path(name: &str) -> String {
+    shortened(name).escape_debug().to_string()
 }
 
 fn unknown_key(name: &str, known: &[&str]) -> String {

@@ -12,7 +12,7 @@ use crate::plan::text::{baggage_key, session_header};
 use crate::yaml::{self, Content, Node, shortened};
 
 /// A stack file of this many bytes is a mistake, or an attack.
-const FILE_BYTES: usize = 1 << 20;
+pub(super) const MOST: u64 = 1 << 20;
 
 /// More apps than a stack can have: each becomes several objects and a share of a cluster.
 const APPS: usize = 1000;
@@ -38,18 +38,25 @@ const APP: [&str; 14] = [
 /// As [`Stack::parse`].
 pub(super) fn read(name: &str, bytes: &[u8]) -> Result<Stack, Vec<Problem>> {
     let file: Arc<str> = Arc::from(name);
-    if bytes.len() > FILE_BYTES {
-        return Err(vec![Problem {
-            file: Some(file),
+    let too_large = |what| {
+        vec![Problem {
+            file: Some(Arc::clone(&file)),
             place: Place::BuiltIn,
             path: String::new(),
-            message: format!("a stack file has at most {FILE_BYTES} bytes, this one has more"),
-        }]);
+            message: format!("a stack has at most {MOST} bytes, this one has more{what}"),
+        }]
+    };
+    if bytes.len() as u64 > MOST {
+        return Err(too_large(""));
     }
     let root = yaml::parse(bytes).map_err(|fault| vec![Problem::of_fault(&file, fault)])?;
     let mut notes = Notes::of(&file);
     let stack = stack(&root, &mut notes);
     notes.into_result()?;
+    // What is written must be read again.
+    if stack.to_json().len() as u64 > MOST {
+        return Err(too_large(" when everything is filled in"));
+    }
     Ok(stack)
 }
 
@@ -58,7 +65,7 @@ fn stack(root: &Node<'_>, notes: &mut Notes) -> Stack {
     let known = ["name", "description", "propagation", "defaults", "apps"];
     let fields = Fields::of(root, String::new(), &known, notes);
     let name = required_name(&fields, notes, "a stack");
-    let description = fields.read("description", notes, |text| Ok(text.to_owned()));
+    let description = fields.read("description", notes, values::printable);
     let propagation = propagation(&fields, notes);
     let defaults = defaults(&fields, notes);
     let (apps, graph) = apps(&fields, &defaults, notes);
@@ -243,11 +250,11 @@ fn one_of(text: &str, known: &[&str]) -> Result<usize, String> {
 
 /// A text for programs: it must survive being a line of a file or a variable.
 fn one_line(text: &str) -> Result<String, String> {
-    if text.is_empty() || text.chars().any(char::is_control) {
+    if text.is_empty() || text.contains(['\n', '\r', '\t']) {
         return Err(format!(
             "{:?} is not one line of text; write it without line breaks, or leave it out",
             shortened(text)
         ));
     }
-    Ok(text.to_owned())
+    values::printable(text)
 }

@@ -2,8 +2,8 @@
 
 use serde_json::{Map, Number, Value};
 
-use super::notes::{Fields, Notes};
-use crate::yaml::{Content, Node};
+use super::notes::{Fields, Notes, in_path};
+use crate::yaml::{Content, Node, shortened};
 
 /// The map under a key; an empty one when it is not there.
 pub(super) fn map(of: &Fields<'_, '_>, key: &str, notes: &mut Notes) -> Value {
@@ -21,7 +21,13 @@ fn value(node: &Node<'_>, path: &str, notes: &mut Notes) -> Value {
     match &node.content {
         Content::Nothing => Value::Null,
         Content::Text(text) if node.is_plain => plain(text),
-        Content::Text(text) => Value::String(text.to_string()),
+        Content::Text(text) => match printable(text) {
+            Ok(text) => Value::String(text),
+            Err(message) => {
+                notes.add(node, path, || message);
+                Value::Null
+            }
+        },
         Content::List(items) => Value::Array(
             items
                 .iter()
@@ -40,13 +46,33 @@ fn object(entries: &[(Node<'_>, Node<'_>)], path: &str, notes: &mut Notes) -> Ma
             notes.expected(key, path, "a key");
             continue;
         };
-        let path = format!("{path}.{name}");
+        if let Err(message) = printable(name) {
+            notes.add(key, path, || message);
+        }
+        let path = format!("{path}.{}", in_path(name));
         let value = value(node, &path, notes);
         if object.insert(name.to_string(), value).is_some() {
             notes.add(key, path, || "written twice".to_owned());
         }
     }
     object
+}
+
+/// A text that people and other readers of YAML can read too, on however many lines.
+pub(super) fn printable(text: &str) -> Result<String, String> {
+    let is_printable = |character: char| match character {
+        '\n' | '\r' | '\t' => true,
+        // A mark of byte order, and two that are no characters.
+        '\u{feff}' | '\u{fffe}' | '\u{ffff}' => false,
+        _ => !character.is_control(),
+    };
+    if text.chars().all(is_printable) {
+        return Ok(text.to_owned());
+    }
+    Err(format!(
+        "{:?} has characters that cannot be printed; leave them out",
+        shortened(text)
+    ))
 }
 
 /// What JSON would call a text without quotes. A number that would not come back as it was written
