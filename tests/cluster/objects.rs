@@ -10,6 +10,7 @@ use k8s_openapi::api::scheduling::v1::PriorityClass;
 use kube::api::{ApiResource, DynamicObject, Patch, PatchParams, PostParams};
 use kube::core::GroupVersionKind;
 use kube::{Api, Client, Resource};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, from_value, json};
 use session_proxy::control::intercept::{
@@ -30,17 +31,19 @@ fn file(path: &str) -> PathBuf {
 }
 
 fn documents(path: &str) -> Vec<DynamicObject> {
-    let text = fs::read_to_string(file(path)).unwrap();
-    serde_saphyr::from_multiple(&text).unwrap()
+    let text = fs::read_to_string(file(path)).expect("the file is there");
+    serde_saphyr::from_multiple(&text).expect("it is a list of objects")
 }
 
-fn typed<K: DeserializeOwned>(object: DynamicObject) -> K {
-    from_value(serde_json::to_value(object).unwrap()).unwrap()
+fn typed<K: DeserializeOwned>(object: impl Serialize) -> K {
+    let object = serde_json::to_value(object).expect("its keys are text");
+    from_value(object).expect("it is of this type")
 }
 
 /// What the API server would say to an object in that namespace; nothing is made.
 async fn judged(namespace: &Namespace, object: &DynamicObject) -> kube::Result<Value> {
-    let kind = GroupVersionKind::try_from(object.types.clone().unwrap()).unwrap();
+    let types = object.types.clone().expect("a manifest names its kind");
+    let kind = GroupVersionKind::try_from(types).expect("its version is well-formed");
     let plural = format!("{}s", kind.kind.to_lowercase());
     let resource = ApiResource::from_gvk_with_plural(&kind, &plural);
     let path = DynamicObject::url_path(&resource, Some(namespace.name()));
@@ -48,32 +51,32 @@ async fn judged(namespace: &Namespace, object: &DynamicObject) -> kube::Result<V
     object.metadata.namespace = Some(namespace.name().to_owned());
     let request = http::Request::post(format!("{path}?dryRun=All&fieldValidation=Strict"))
         .header("content-type", "application/json")
-        .body(serde_json::to_vec(&object).unwrap());
-    namespace.client().request(request.unwrap()).await
+        .body(serde_json::to_vec(&object).expect("its keys are text"));
+    let request = request.expect("the path is made of names");
+    namespace.client().request(request).await
 }
 
-/// What belongs to the whole cluster and is asked for by name; other tests may have made it.
+/// What belongs to the whole cluster and is asked for by name; another run may have made it.
 async fn classes(client: Client) {
-    let priority: PriorityClass =
-        from_value(json!({"metadata": {"name": "staging"}, "value": 1000})).unwrap();
-    let runtime: RuntimeClass =
-        from_value(json!({"metadata": {"name": "gvisor"}, "handler": "runsc"})).unwrap();
+    let priority = typed::<PriorityClass>(json!({"metadata": {"name": "staging"}, "value": 1000}));
+    let runtime =
+        typed::<RuntimeClass>(json!({"metadata": {"name": "gvisor"}, "handler": "runsc"}));
     let params = PatchParams::apply("test");
     let priorities: Api<PriorityClass> = Api::all(client.clone());
-    priorities
-        .patch("staging", &params, &Patch::Apply(&priority))
-        .await
-        .unwrap();
     let runtimes: Api<RuntimeClass> = Api::all(client);
-    runtimes
+    let applied = priorities
+        .patch("staging", &params, &Patch::Apply(&priority))
+        .await;
+    applied.expect("the administrator may make priority classes");
+    let applied = runtimes
         .patch("gvisor", &params, &Patch::Apply(&runtime))
-        .await
-        .unwrap();
+        .await;
+    applied.expect("the administrator may make runtime classes");
 }
 
 async fn account(namespace: &Namespace, name: &str) {
-    let account: ServiceAccount = from_value(json!({"metadata": {"name": name}})).unwrap();
-    namespace.create(&account).await;
+    let account = json!({"metadata": {"name": name}});
+    namespace.create(&typed::<ServiceAccount>(account)).await;
 }
 
 fn intercept(namespace: &Namespace, kind: TargetKind) -> Intercept {
