@@ -48,23 +48,30 @@ pub(super) fn rebuild(spec: &mut PodSpec, app: &App, image: &str, notes: &mut Ve
             container.name
         ));
     }
-    let name = container.name.clone();
-    let others = spec
-        .init_containers
-        .iter()
-        .flatten()
-        .chain(&spec.containers);
-    for other in others.filter(|other| other.name != name) {
-        if other.image == baseline_image {
+    let chosen = container.name.clone();
+    note_others(spec, &chosen, &app.name, baseline_image.as_deref(), notes);
+}
+
+/// Containers beside the app's that one might take for it.
+fn note_others(
+    spec: &PodSpec,
+    chosen: &str,
+    app: &str,
+    baseline_image: Option<&str>,
+    notes: &mut Vec<String>,
+) {
+    let first = spec.init_containers.iter().flatten();
+    let others = first.chain(&spec.containers);
+    for other in others.filter(|other| other.name != chosen) {
+        if other.image.as_deref() == baseline_image {
             notes.push(format!(
                 "container {} runs the baseline's image, not the built one",
                 other.name
             ));
         }
-        if other.name == app.name {
+        if other.name == app {
             notes.push(format!(
-                "container {name} is the one that runs the built image, because it serves the app's port, and not the one named {}",
-                app.name
+                "container {chosen} is the one that runs the built image, because it serves the app's port, and not the one named {app}"
             ));
         }
     }

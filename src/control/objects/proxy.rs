@@ -236,7 +236,8 @@ impl Proxy<'_> {
         let mut texts = vec![
             // The only folder that can be written to.
             ("HOME", "/tmp"),
-            // A cluster may have no way out, and lines that move are of no use in a log.
+            // For a mirrord that a person runs in the pod: the cluster may have no way out, and lines
+            // that move are of no use without a terminal. `attach` tells its own mirrords.
             ("MIRRORD_CHECK_VERSION", "false"),
             ("MIRRORD_PROGRESS_MODE", "off"),
         ];

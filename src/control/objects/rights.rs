@@ -22,7 +22,7 @@ pub(super) fn of_proxy(intercept: &Intercept, may_delete_targets: bool) -> Vec<P
         rule(
             "coordination.k8s.io",
             "leases",
-            &["get", "create", "update", "patch", "delete"],
+            &["get", "create", "update", "delete"],
         ),
         // Why an agent does not start.
         rule("", "events", &["list"]),
@@ -35,7 +35,7 @@ pub(super) fn of_proxy(intercept: &Intercept, may_delete_targets: bool) -> Vec<P
         rule("", "pods/ephemeralcontainers", &["get", "update", "patch"])
     } else {
         // A job whose agent never started stays behind: it is found by its labels and deleted.
-        rule("batch", "jobs", &["create", "get", "list", "delete"])
+        rule("batch", "jobs", &["create", "list", "delete"])
     });
     rules
 }
