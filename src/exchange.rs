@@ -332,7 +332,10 @@ impl Exchange<'_> {
     fn may_fall_back(&self, failure: &Failure, outbound: &Outbound) -> bool {
         self.listener.on_unavailable == OnUnavailable::Baseline
             && !outbound.was_lost
-            && matches!(failure, Failure::ConnectFailed(_) | Failure::ConnectTimeout)
+            && matches!(
+                failure,
+                Failure::ConnectFailed(_) | Failure::ConnectTimeout | Failure::NoEndpoint
+            )
             && matches!(outbound.progress(), None | Some(Progress::Untouched))
     }
 
