@@ -1,0 +1,58 @@
+// A Kubernetes control plane for tests, in one binary: etcd, the API server and the controller
+// manager as they are published, and `start`, which runs the three of them on loopback.
+//
+// There is no node and no kubelet: pods are stored, owned, counted and collected, but never run.
+// The tests play the kubelet.
+package main
+
+import (
+	"fmt"
+	"os"
+
+	"github.com/spf13/cobra"
+	"go.etcd.io/etcd/server/v3/etcdmain"
+	"k8s.io/component-base/cli"
+	apiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
+	controllers "k8s.io/kubernetes/cmd/kube-controller-manager/app"
+)
+
+const usage = `usage: control-plane start DIR                  a whole plane, until it is told to end
+       control-plane etcd [flags]               one part of it
+       control-plane kube-apiserver [flags]
+       control-plane kube-controller-manager [flags]
+`
+
+func main() {
+	if len(os.Args) < 2 {
+		wrongUsage()
+	}
+	// Only the command that was asked for is made: making one takes the process' signals.
+	switch os.Args[1] {
+	case "etcd":
+		etcdmain.Main(os.Args[1:])
+	case "kube-apiserver":
+		run(apiserver.NewAPIServerCommand())
+	case "kube-controller-manager":
+		run(controllers.NewControllerManagerCommand())
+	case "start":
+		if len(os.Args) != 3 {
+			wrongUsage()
+		}
+		if err := start(os.Args[2]); err != nil {
+			fmt.Fprintln(os.Stderr, "control-plane:", err)
+			os.Exit(1)
+		}
+	default:
+		wrongUsage()
+	}
+}
+
+func run(command *cobra.Command) {
+	command.SetArgs(os.Args[2:])
+	os.Exit(cli.Run(command))
+}
+
+func wrongUsage() {
+	fmt.Fprint(os.Stderr, usage)
+	os.Exit(2)
+}

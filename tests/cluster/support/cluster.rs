@@ -1,0 +1,159 @@
+//! The plane that `tests/cluster/start` keeps, and taking turns with it.
+//!
+//! Tests run beside each other in namespaces of their own. One that takes the API server away has to
+//! be alone, and gets the means for it only then.
+
+use std::io::{BufRead, BufReader, Write};
+use std::ops::Deref;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use super::namespace::Namespace;
+
+/// The variable that names the folder of a running plane.
+const VARIABLE: &str = "SESSION_PROXY_TEST_CLUSTER";
+
+static TURNS: RwLock<()> = RwLock::const_new(());
+
+/// The cluster, as its administrator. A test takes it once, at its beginning.
+#[derive(Clone)]
+pub struct Cluster {
+    client: Client,
+    folder: PathBuf,
+    _turn: Arc<Turn>,
+}
+
+#[allow(dead_code, reason = "guards are held, not read")]
+enum Turn {
+    Beside(RwLockReadGuard<'static, ()>),
+    Alone(RwLockWriteGuard<'static, ()>),
+}
+
+/// The cluster without any other test in it: its API server can go away.
+///
+/// It is back, at the latest, when this is dropped.
+pub struct AloneInCluster(Cluster);
+
+impl Cluster {
+    /// The cluster, with other tests in it.
+    pub async fn shared() -> Self {
+        Self::in_turn(Turn::Beside(TURNS.read().await)).await
+    }
+
+    /// The cluster, once all other tests have left it.
+    pub async fn alone() -> AloneInCluster {
+        AloneInCluster(Self::in_turn(Turn::Alone(TURNS.write().await)).await)
+    }
+
+    async fn in_turn(turn: Turn) -> Self {
+        let folder = PathBuf::from(std::env::var(VARIABLE).unwrap_or_else(|_| {
+            panic!("{VARIABLE} names no control plane: use tests/cluster/run, or tests/cluster/start and the folder that it was given")
+        }));
+        Self {
+            client: client_of(&folder.join("admin.kubeconfig")).await,
+            folder,
+            _turn: Arc::new(turn),
+        }
+    }
+
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// The administrator's, for programs.
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.folder.join("admin.kubeconfig")
+    }
+
+    /// A new namespace, named after the running test.
+    pub async fn namespace(&self) -> Namespace {
+        Namespace::new(self, &[]).await
+    }
+
+    /// A new namespace with labels, such as `pod-security.kubernetes.io/enforce`.
+    pub async fn namespace_with(&self, labels: &[(&str, &str)]) -> Namespace {
+        Namespace::new(self, labels).await
+    }
+}
+
+impl AloneInCluster {
+    /// Takes the API server away: its connections break, its port refuses.
+    pub async fn stop_api(&self) {
+        self.say("stop-api").await;
+    }
+
+    /// Gives it back, at the same address and with the same data; returns when it is ready.
+    ///
+    /// It has forgotten what happened before: a watch goes on where it was only if nothing at all was
+    /// written between the last that it saw and the stop, else it is told to list again (410).
+    pub async fn start_api(&self) {
+        self.say("start-api").await;
+    }
+
+    async fn say(&self, word: &'static str) {
+        let folder = self.folder.clone();
+        tokio::task::spawn_blocking(move || say(&folder, word))
+            .await
+            .expect("saying a word does not panic")
+            .unwrap_or_else(|error| panic!("the plane did not {word}: {error}"));
+    }
+}
+
+impl Deref for AloneInCluster {
+    type Target = Cluster;
+
+    fn deref(&self) -> &Cluster {
+        &self.0
+    }
+}
+
+impl Drop for AloneInCluster {
+    fn drop(&mut self) {
+        // Where this fails, every test to come will say so.
+        let _ = say(&self.folder, "start-api");
+    }
+}
+
+/// A client with the rights of that kubeconfig.
+pub async fn client_of(kubeconfig: &Path) -> Client {
+    let read = Kubeconfig::read_from(kubeconfig)
+        .unwrap_or_else(|error| panic!("{}: {error}", kubeconfig.display()));
+    let config = Config::from_custom_kubeconfig(read, &KubeConfigOptions::default())
+        .await
+        .expect("the plane writes whole kubeconfigs");
+    Client::try_from(config).expect("the plane's certificates can be used")
+}
+
+/// Runs a last request although its test is over, maybe by a panic, and with it its runtime.
+pub fn at_last<F>(kubeconfig: PathBuf, deed: impl FnOnce(Client) -> F + Send + 'static)
+where
+    F: Future<Output = ()>,
+{
+    let thread = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime can be made");
+        runtime.block_on(async { deed(client_of(&kubeconfig).await).await });
+    });
+    // What could not be taken away ends with the plane.
+    let _ = thread.join();
+}
+
+/// Says a word to the plane, and returns once it is done.
+fn say(folder: &Path, word: &str) -> std::io::Result<()> {
+    let mut plane = UnixStream::connect(folder.join("control"))?;
+    writeln!(plane, "{word}")?;
+    let mut answer = String::new();
+    BufReader::new(plane).read_line(&mut answer)?;
+    match answer.trim_end() {
+        "ok" => Ok(()),
+        "" => Err(std::io::Error::other("it ended")),
+        failed => Err(std::io::Error::other(failed.to_owned())),
+    }
+}
