@@ -19,4 +19,5 @@ mod it {
     pub mod support;
 }
 
+mod discovery;
 mod plane_itself;
