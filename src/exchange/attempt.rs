@@ -167,10 +167,10 @@ impl Exchange<'_> {
         }
     }
 
-    /// Whether the endpoint has left the table while the request waited for it. Its address may be
-    /// another pod's by now.
+    /// Whether the endpoint is a pod that has left the table while the request waited for it: its
+    /// address may be another's by now. An address that somebody wrote means whoever has it.
     fn has_left(&self, endpoint: &Endpoint) -> bool {
-        !self.ground.plan.borrow().has_endpoint(endpoint.id)
+        endpoint.pod.is_some() && !self.ground.plan.borrow().has_endpoint(endpoint.id)
     }
 
     /// A place at an endpoint that is busy. Places become free at the pace of the app's answers.
