@@ -503,6 +503,35 @@ mod tests {
     }
 
     #[test]
+    fn where_sessions_are_found_is_told_but_not_asked() {
+        const FOUND: &str = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/tests/data/good-discovery.yaml"
+        );
+        let Command::Check(arguments) = Cli::parse_from(["session-proxy", "check", FOUND]).command
+        else {
+            panic!("another command")
+        };
+        let line = ["session-proxy", "explain", "--config", FOUND];
+        let unknown = line.iter().chain(&["-H", "x-dev-session: pr-7"]);
+        let Command::Explain(question) = Cli::parse_from(unknown).command else {
+            panic!("another command")
+        };
+
+        let pods = "ready pods of app orders in namespace staging";
+        let checked = check(arguments).expect("valid");
+        assert!(
+            checked.contains(&format!("kubernetes               {pods}")),
+            "{checked}"
+        );
+        let explained = explain(&question).expect("valid");
+        assert!(
+            explained.contains(&format!("discovery  {pods} may")),
+            "{explained}"
+        );
+    }
+
+    #[test]
     fn explain_refuses_what_is_no_request() {
         assert_eq!(
             told(&["x-dev-session"], &[]),

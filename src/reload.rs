@@ -103,7 +103,7 @@ impl Halves {
         let (plan, unused) = joining.await.expect("two plans can always be joined");
         let unused = BTreeSet::from_iter(unused);
         for Unused { session, why } in unused.difference(&self.unused) {
-            warn!(%session, "a session that was found is not used: {why}");
+            warn!(%session, %why, "a session that was found is not used");
         }
         self.unused = unused;
         Arc::new(plan)
