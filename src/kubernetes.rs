@@ -15,8 +15,8 @@ use kube::{Client, Config};
 /// How long the API server may say nothing while it is asked something.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How long a watch should ask to be served. Shorter than [`PATIENCE`]: so a quiet watch is ended by
-/// the API server, in order, and one that nobody serves any more is noticed soon after.
+/// How long a watch should ask to be served. Shorter than our patience with silence, 30 s: so a quiet
+/// watch is ended by the API server, in order, and one that nobody serves any more is noticed soon after.
 pub const WATCH_SECONDS: u32 = 25;
 
 /// The label that says which app a pod belongs to.
