@@ -284,13 +284,16 @@ mod tests {
                 "readiness": "ready",
                 "sessions": [
                     {
-                        "name": "pr-42", "state": "live", "requests": 0, "errors": 0,
+                        "name": "pr-42", "source": "file", "state": "live", "requests": 0, "errors": 0,
                         "endpoints": [
                             { "address": "10.0.0.1", "state": "good" },
                             { "address": "10.0.0.2:90", "state": "good" },
                         ],
                     },
-                    { "name": "pr-43", "state": "empty", "endpoints": [], "requests": 0, "errors": 0 },
+                    {
+                        "name": "pr-43", "source": "file", "state": "empty", "endpoints": [],
+                        "requests": 0, "errors": 0,
+                    },
                 ],
                 "baselines": [{
                     "listener": "http", "onUnavailable": "error", "state": "live",

@@ -37,9 +37,8 @@ pub struct File {
     pub listeners: Vec<Placed<Listener>>,
     /// Session name to endpoints. A trailing `*` is a prefix; `~REGEX` an anchored regular expression.
     pub sessions: Sessions,
-    /// Understood only to be refused with a message that helps.
-    #[schemars(skip)]
-    pub discovery: Option<Placed<Ignored>>,
+    /// Sessions that come from somewhere else than this file.
+    pub discovery: Option<Placed<Discovery>>,
     /// The port for health, metrics and the page for people: `off`, or where it listens.
     /// Read at start only.
     pub admin: Option<Admin>,
@@ -200,10 +199,6 @@ impl<T> Placed<T> {
     }
 }
 
-/// Anything at all, not looked at.
-#[derive(Debug)]
-pub struct Ignored;
-
 /// One text, or a list of them.
 #[derive(Debug, Clone, Default)]
 pub struct OneOrList(pub Vec<Text>);
@@ -283,6 +278,30 @@ pub struct UpstreamTls {
     pub server_name: Option<Text>,
     /// A PEM file of authorities to trust. Default: those of the system.
     pub ca: Option<Text>,
+}
+
+/// Where else sessions come from.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, rename_all = "camelCase")]
+#[schemars(deny_unknown_fields)]
+pub struct Discovery {
+    /// Pods of a Kubernetes cluster.
+    #[schemars(required, with = "KubernetesPods")]
+    pub kubernetes: Option<Placed<KubernetesPods>>,
+}
+
+/// The ready pods with the labels `session-proxy/app` and `session-proxy/session`. A session of the file wins over
+/// one of the same name found here.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, rename_all = "camelCase")]
+#[schemars(deny_unknown_fields)]
+pub struct KubernetesPods {
+    /// The namespace they run in.
+    #[schemars(required, with = "String")]
+    pub namespace: Option<Text>,
+    /// What their label `session-proxy/app` says.
+    #[schemars(required, with = "String")]
+    pub app: Option<Text>,
 }
 
 /// Where the admin port listens.

@@ -28,7 +28,7 @@ impl Demo {
     ///
     /// # Errors
     /// When the asked-for addresses cannot be had.
-    pub fn start(arguments: cli::Demo) -> Result<Self, StartError> {
+    pub async fn start(arguments: cli::Demo) -> Result<Self, StartError> {
         let baseline = start_app("the baseline")?;
         let (one, two) = (
             start_app("the app of pr-42")?,
@@ -48,7 +48,7 @@ impl Demo {
             target: None,
         };
         Ok(Self {
-            server: Server::start(options)?,
+            server: Server::start(options).await?,
         })
     }
 

@@ -28,6 +28,7 @@ use crate::wire::Wire;
 mod answer;
 mod attempt;
 mod failure;
+mod probe;
 mod retry;
 mod route;
 
@@ -285,7 +286,10 @@ impl Exchange<'_> {
     ) -> Response<Body> {
         loop {
             let (upstream, is_baseline) = match route {
-                Route::Probe => return self.answer_probe(&route, asker, account),
+                Route::Probe => {
+                    let asked = &outbound.head.headers;
+                    return self.answer_probe(&route, asked, asker, account);
+                }
                 Route::Session(upstream) => (upstream, false),
                 Route::Baseline(upstream, _) => (upstream, true),
             };
@@ -328,40 +332,11 @@ impl Exchange<'_> {
     fn may_fall_back(&self, failure: &Failure, outbound: &Outbound) -> bool {
         self.listener.on_unavailable == OnUnavailable::Baseline
             && !outbound.was_lost
-            && matches!(failure, Failure::ConnectFailed(_) | Failure::ConnectTimeout)
+            && matches!(
+                failure,
+                Failure::ConnectFailed(_) | Failure::ConnectTimeout | Failure::NoEndpoint
+            )
             && matches!(outbound.progress(), None | Some(Progress::Untouched))
-    }
-
-    fn answer_probe(
-        &self,
-        route: &Route<'_>,
-        asker: Asker,
-        mut account: Account,
-    ) -> Response<Body> {
-        let identity = &self.ground.identity;
-        let mut answer = serde_json::json!({
-            "instance": identity.instance,
-            "sessions": self.plan.sessions.len(),
-        });
-        if let Some(target) = &identity.target {
-            answer["target"] = target.as_str().into();
-        }
-        let mut response = Response::new(Bytes::from(answer.to_string()));
-        let json = HeaderValue::from_static("application/json");
-        response.headers_mut().insert(header::CONTENT_TYPE, json);
-        let no_store = HeaderValue::from_static("no-store");
-        response
-            .headers_mut()
-            .insert(header::CACHE_CONTROL, no_store);
-        // The probe proves the way by this header, so it is not up to the configuration.
-        let asker = Asker {
-            wants_route: true,
-            ..asker
-        };
-        account
-            .record
-            .refused(StatusCode::OK.as_u16(), route.reason());
-        asker.answer(response, route.header(None), account)
     }
 
     /// Hands the upstream's answer to the client.

@@ -12,7 +12,7 @@ use crate::cli::{COMMIT, Check, Explain, VERSION};
 use crate::config::{File, Place, Problem};
 use crate::matcher::{Claim, SessionRule};
 use crate::metrics::Metrics;
-use crate::plan::{HttpListener, Listener, ListenerKind, OnUnavailable, PROBE, Plan};
+use crate::plan::{Discovery, HttpListener, Listener, ListenerKind, OnUnavailable, PROBE, Plan};
 use crate::upstream::{Endpoint, Protocol, Upstream};
 
 /// How many sessions `check` shows unasked.
@@ -52,6 +52,7 @@ impl fmt::Display for Summary<'_> {
         let Plan {
             rule,
             sessions,
+            discovery,
             listeners,
             admin,
             timeouts,
@@ -87,6 +88,9 @@ impl fmt::Display for Summary<'_> {
         if hidden > 0 {
             writeln!(f, "  and {hidden} more; --all shows them")?;
         }
+        if let Some(pods) = discovery {
+            writeln!(f, "\ndiscovery\n  {:<24} {}", "kubernetes", Found(pods))?;
+        }
         writeln!(f, "\ntimeouts")?;
         for (key, duration) in [
             ("firstByte", timeouts.first_byte),
@@ -117,6 +121,16 @@ impl fmt::Display for Summary<'_> {
             "routeHeader", responses.route_header
         )?;
         writeln!(f, "  {:<24} {}", "serverTiming", responses.server_timing)
+    }
+}
+
+/// Where sessions are found that the file does not name.
+struct Found<'p>(&'p Discovery);
+
+impl fmt::Display for Found<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Discovery { namespace, app } = self.0;
+        write!(f, "ready pods of app {app} in namespace {namespace}")
     }
 }
 
@@ -311,6 +325,12 @@ fn decide(story: &mut Story, plan: &Plan, listener: &HttpListener, headers: &Hea
                 }
                 None => {
                     story.tell("rule", "no session of this configuration has that name");
+                    if let Some(pods) = &plan.discovery {
+                        story.tell(
+                            "discovery",
+                            format_args!("{} may; the running proxy knows: /sessions", Found(pods)),
+                        );
+                    }
                     "unknown-session"
                 }
             }
@@ -480,6 +500,35 @@ mod tests {
             let text = told(headers, more);
             assert!(text.contains(expected), "{headers:?} {more:?}: {text}");
         }
+    }
+
+    #[test]
+    fn where_sessions_are_found_is_told_but_not_asked() {
+        const FOUND: &str = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/tests/data/good-discovery.yaml"
+        );
+        let Command::Check(arguments) = Cli::parse_from(["session-proxy", "check", FOUND]).command
+        else {
+            panic!("another command")
+        };
+        let line = ["session-proxy", "explain", "--config", FOUND];
+        let unknown = line.iter().chain(&["-H", "x-dev-session: pr-7"]);
+        let Command::Explain(question) = Cli::parse_from(unknown).command else {
+            panic!("another command")
+        };
+
+        let pods = "ready pods of app orders in namespace staging";
+        let checked = check(arguments).expect("valid");
+        assert!(
+            checked.contains(&format!("kubernetes               {pods}")),
+            "{checked}"
+        );
+        let explained = explain(&question).expect("valid");
+        assert!(
+            explained.contains(&format!("discovery  {pods} may")),
+            "{explained}"
+        );
     }
 
     #[test]

@@ -15,12 +15,13 @@
 //! * the spine: [`listener`], [`worker`], [`connection`], [`exchange`];
 //! * the cellar: [`wire`], [`forward`], [`pool`], [`tunnel`], [`tls`], [`deadline`], [`drain`],
 //!   [`metrics`], [`record`];
-//! * the quiet rooms: [`reload`], [`admin`];
+//! * the quiet rooms: [`kubernetes`] and [`discovery`] (what the cluster says), [`reload`], [`admin`];
 //! * above all: [`server`], which builds the rest, and [`demo`].
 //!
 //! # Who owns what
 //!
 //! * Only [`config`] reads the file's text, only [`plan`] turns it into what is true.
+//! * Only [`discovery`] follows pods, only [`reload`] joins what it found with what the file says.
 //! * Only [`upstream`] dials, only [`pool`] keeps connections, only [`forward`] knows which headers
 //!   hop, only [`wire`] sees a client's bytes.
 //! * Only [`exchange`] turns a failure into a status, only [`record`] writes what happened.
@@ -40,9 +41,9 @@
 //! | 6 | [`worker`] |
 //! | 5 | [`connection`], [`reload`] |
 //! | 4 | [`exchange`], [`admin`], [`inspect`] |
-//! | 3 | [`plan`], [`pool`], [`sources`] |
+//! | 3 | [`plan`], [`pool`], [`sources`], [`discovery`] |
 //! | 2 | [`upstream`], [`record`] |
-//! | 1 | [`config`], [`matcher`], [`forward`], [`tunnel`], [`tls`], [`metrics`], [`drain`], [`wire`], [`cli`] |
+//! | 1 | [`config`], [`matcher`], [`forward`], [`tunnel`], [`tls`], [`metrics`], [`drain`], [`wire`], [`cli`], [`kubernetes`] |
 //! | 0 | [`deadline`], [`yaml`] |
 
 pub mod admin;
@@ -52,6 +53,7 @@ pub mod connection;
 pub mod control;
 pub mod deadline;
 pub mod demo;
+pub mod discovery;
 pub mod drain;
 pub mod exchange;
 pub mod forward;

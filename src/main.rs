@@ -84,8 +84,12 @@ fn run(arguments: Run) -> Result<(), Failed> {
         target: arguments.target_name,
     };
     runtime()?.block_on(async {
-        let signals = Signals::catch().context("cannot catch signals")?;
-        let server = Server::start(options)?;
+        let mut signals = Signals::catch().context("cannot catch signals")?;
+        // Ended before anything was served, there is nothing to bring to an end.
+        let Some(started) = signals.or(Server::start(options)).await else {
+            return Ok(());
+        };
+        let server = started?;
         let mut lines = String::new();
         for bound in &server.addresses {
             lines += &format!(
@@ -108,7 +112,7 @@ fn demo(arguments: session_proxy::cli::Demo) -> Result<(), Failed> {
     log_to_stderr("warn")?;
     runtime()?.block_on(async {
         let signals = Signals::catch().context("cannot catch signals")?;
-        let demo = demo::Demo::start(arguments)?;
+        let demo = demo::Demo::start(arguments).await?;
         print(demo.greeting())?;
         demo.server.run(signals).await;
         Ok(())
@@ -142,7 +146,9 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failed> {
 }
 
 fn log_to_stderr(levels: &str) -> Result<(), Failed> {
-    let filter = EnvFilter::try_new(levels).with_context(|| {
+    // What goes wrong on the way to the API server is told in our own words, and not each time.
+    let filter = EnvFilter::try_new(format!("kube_client=off,kube_runtime=off,{levels}"));
+    let filter = filter.with_context(|| {
         format!(
             "--log {levels:?} is not understood; write for example info, or warn,session_proxy=debug"
         )

@@ -19,9 +19,12 @@ use prometheus::{
     TextEncoder,
 };
 
+pub use self::discovery::DiscoveryMetrics;
+use self::discovery::Followed;
 use self::route::Sessions;
 pub use self::route::{ConnectResult, Route, RouteMetrics};
 
+mod discovery;
 mod route;
 mod tally;
 
@@ -61,6 +64,7 @@ pub struct Metrics {
     none: Arc<Route>,
     other: Arc<Route>,
     sessions_alive: Arc<Sessions>,
+    followed: Followed,
     registry: Registry,
 }
 
@@ -74,9 +78,11 @@ impl Metrics {
         let fixed = |name| Arc::new(Route::new(Arc::from(name), None));
         let (baseline, none, other) = (fixed("baseline"), fixed("none"), fixed("other"));
         let sessions_alive = Arc::new(Sessions::default());
-        families.register(Routes {
+        let followed = Followed::default();
+        families.register(Passing {
             fixed: [Arc::clone(&baseline), Arc::clone(&none), Arc::clone(&other)],
             sessions: Arc::clone(&sessions_alive),
+            followed: followed.clone(),
         });
         families.register(ProcessCollector::for_self());
 
@@ -128,6 +134,7 @@ impl Metrics {
             none,
             other,
             sessions_alive,
+            followed,
             registry,
         })
     }
@@ -169,6 +176,16 @@ impl Metrics {
         }
     }
 
+    /// The numbers of following the cluster, from zero.
+    pub fn begin_discovery(&self) -> Arc<DiscoveryMetrics> {
+        self.followed.begin()
+    }
+
+    /// The numbers of following the cluster; `None` when nobody does.
+    pub fn discovery(&self) -> Option<Arc<DiscoveryMetrics>> {
+        self.followed.now()
+    }
+
     /// One request sent once more; `reason` says why the first try certainly had no effect.
     pub fn retried(&self, reason: &'static str) {
         self.retries.with_label_values(&[reason]).inc();
@@ -194,15 +211,16 @@ pub struct ListenerMetrics {
     pub connections_total: IntCounter,
 }
 
-/// What the registry asks for the series of all routes.
-struct Routes {
+/// What the registry asks for series that come and go: those of all routes, and of discovery.
+struct Passing {
     fixed: [Arc<Route>; 3],
     sessions: Arc<Sessions>,
+    followed: Followed,
 }
 
-impl Collector for Routes {
+impl Collector for Passing {
     fn desc(&self) -> Vec<&Desc> {
-        Vec::new() // the series come and go; the registry checks none of them
+        Vec::new() // the registry checks none of them
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
@@ -212,6 +230,7 @@ impl Collector for Routes {
             .iter()
             .chain(&sessions)
             .flat_map(|route| route.collect())
+            .chain(self.followed.collect())
             .collect()
     }
 }
@@ -365,6 +384,29 @@ mod tests {
 
         assert!(!metrics.text().contains("pr-42"));
         assert_eq!(metrics.route("pr-42").requests(), 0);
+    }
+
+    #[test]
+    fn discovery_is_told_of_while_somebody_follows_the_cluster() {
+        let metrics = metrics();
+        assert!(!metrics.text().contains("session_proxy_discovery"));
+
+        let followed = metrics.begin_discovery();
+        followed.up.set(1);
+        followed.errors.inc();
+        followed.heard();
+
+        let text = metrics.text();
+        assert!(text.contains("session_proxy_discovery_up 1"), "{text}");
+        assert!(
+            text.contains("session_proxy_discovery_errors_total 1"),
+            "{text}"
+        );
+        let line = "session_proxy_discovery_last_sync_timestamp_seconds 1";
+        assert!(text.contains(line), "{text}");
+        assert!(followed.last_sync().is_some());
+        drop(followed);
+        assert!(!metrics.text().contains("session_proxy_discovery"));
     }
 
     #[test]

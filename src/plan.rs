@@ -6,6 +6,7 @@
 
 mod address;
 mod compile;
+mod discovered;
 mod inherit;
 mod ports;
 mod routes;
@@ -16,6 +17,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use self::discovered::{Unused, Why};
 use crate::config::{self, Problem};
 use crate::matcher::{SessionRule, Table};
 use crate::metrics::Metrics;
@@ -32,6 +34,8 @@ pub struct Plan {
     pub rule: SessionRule,
     /// Session name to upstream.
     pub sessions: Table<Arc<Upstream>>,
+    /// Where sessions come from beside the file.
+    pub discovery: Option<Discovery>,
     /// Read at start only.
     pub listeners: Arc<[Listener]>,
     /// Read at start only; `None` is `off`.
@@ -80,6 +84,13 @@ impl Plan {
                 .all(|(ours, theirs)| ours.is_same_as(theirs));
         !same_listeners || self.admin != newer.admin
     }
+}
+
+/// Which pods make sessions: those whose labels name this app and a session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Discovery {
+    pub namespace: String,
+    pub app: String,
 }
 
 impl ListenerKind {

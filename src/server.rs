@@ -13,13 +13,14 @@ use tracing::{info, warn};
 use crate::admin::{self, Readiness, Reload, ReloadResult, Status};
 use crate::cli::{COMMIT, Sources, VERSION};
 use crate::config::Problem;
+use crate::discovery::NoTable;
 use crate::drain::Drain;
 use crate::exchange::Identity;
 use crate::listener::{self, Listening};
 use crate::metrics::Metrics;
 use crate::plan::{Listener, ListenerKind, Plan};
 use crate::record::{AccessFormat, Journal};
-use crate::reload::{self, Certificates, Files, Reloader};
+use crate::reload::{self, Certificates, Files, Halves, Reloader};
 use crate::tls;
 use crate::worker::{Setup, Worker};
 
@@ -43,6 +44,8 @@ pub enum StartError {
         address: SocketAddr,
         error: io::Error,
     },
+    #[error(transparent)]
+    Discovery(#[from] NoTable),
     #[error("listener {listener}: {error}")]
     Tls { listener: Arc<str>, error: String },
     #[error(transparent)]
@@ -89,9 +92,12 @@ pub struct Bound {
 impl Server {
     /// Binds everything, then serves. Must be called on the runtime that will run the admin port.
     ///
+    /// With discovery the table comes first, and takes its time: under mirrord a bound port takes
+    /// requests from the app at once, and without their sessions they would go to the wrong one.
+    ///
     /// # Errors
     /// Nothing is served when one part cannot start.
-    pub fn start(options: Options) -> Result<Self, StartError> {
+    pub async fn start(options: Options) -> Result<Self, StartError> {
         let metrics = Metrics::new(VERSION, COMMIT);
         let mut files = Files::new();
         if let Some(path) = options.sources.path() {
@@ -101,6 +107,8 @@ impl Server {
         let plan = Plan::compile(&file, &metrics).map_err(StartError::Configuration)?;
         drop(file);
         raise_file_limit();
+        let mut halves = Halves::of(plan, &metrics).await?;
+        let plan = halves.joined(&metrics).await;
 
         let (ports, addresses) = bind(&plan.listeners, &metrics)?;
         let admin_socket = plan.admin.map(bind_one).transpose()?;
@@ -110,10 +118,11 @@ impl Server {
             .transpose()?;
 
         let (certificates_tx, certificates) = certificates(&plan.listeners, &mut files)?;
-        reload::succeeded(&metrics, plan.sessions.len());
+        reload::succeeded(&metrics);
+        reload::count(&metrics, &plan);
         let journal = Journal::new(metrics.clone(), options.access);
         let drain = Drain::new();
-        let (plans_tx, plans) = watch::channel(Arc::new(plan));
+        let (plans_tx, plans) = watch::channel(plan);
         let setup = Setup {
             plans: plans.clone(),
             certificates,
@@ -146,6 +155,7 @@ impl Server {
         let reloader = Reloader {
             sources: options.sources,
             metrics,
+            halves,
             plans_tx,
             reports_tx,
             certificates: certificates_tx,
@@ -250,6 +260,17 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
         })
+    }
+
+    /// What the work comes to, unless a signal ends it before.
+    pub async fn or<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            done = work => Some(done),
+            name = self.next() => {
+                info!(signal = name, "ended before it was ready");
+                None
+            }
+        }
     }
 
     async fn next(&mut self) -> &'static str {

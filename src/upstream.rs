@@ -1,5 +1,6 @@
 //! A named destination: its endpoints, and how to dial one.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -24,9 +25,22 @@ pub struct Upstream {
     /// May be empty: a session whose pod is not there yet.
     pub endpoints: Vec<Arc<Endpoint>>,
     pub protocol: Protocol,
+    pub source: Source,
     /// Where this upstream's requests are counted.
     pub route: Arc<Route>,
 }
+
+/// Who says that an upstream exists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// The file, or a flag.
+    Configuration,
+    /// The cluster: its endpoints are pods.
+    Discovery,
+}
+
+/// What the cluster says: sessions, each with the pods that serve it. The names are not judged yet.
+pub type Discovered = BTreeMap<Arc<str>, Vec<Arc<Endpoint>>>;
 
 /// One address as the table names it, and what is known of it. Shared by all workers, and by all
 /// plans that name it the same way.
@@ -37,6 +51,9 @@ pub struct Endpoint {
     pub host: Host,
     /// A session's endpoint may leave the port to the listener.
     pub port: Option<u16>,
+    /// The name of the pod, when discovery found it. Such an endpoint is that pod: another pod with
+    /// the same address is another endpoint.
+    pub pod: Option<Arc<str>>,
     pub health: Health,
     pub gate: Gate,
 }
@@ -46,6 +63,12 @@ pub struct Endpoint {
 pub enum Host {
     Ip(IpAddr),
     Name(Arc<str>),
+}
+
+impl From<IpAddr> for Host {
+    fn from(ip: IpAddr) -> Self {
+        Self::Ip(ip)
+    }
 }
 
 /// What is spoken to the endpoints.
@@ -105,14 +128,24 @@ impl DialError {
 
 impl Endpoint {
     pub fn new(host: Host, port: Option<u16>) -> Arc<Self> {
+        Arc::new(Self::unshared(host, port, None))
+    }
+
+    /// The address of a pod, on the port of the listener that asks.
+    pub fn of_pod(name: &str, ip: IpAddr) -> Arc<Self> {
+        Arc::new(Self::unshared(ip.into(), None, Some(Arc::from(name))))
+    }
+
+    fn unshared(host: Host, port: Option<u16>, pod: Option<Arc<str>>) -> Self {
         static IDS: AtomicU64 = AtomicU64::new(0);
-        Arc::new(Self {
+        Self {
             id: IDS.fetch_add(1, Ordering::Relaxed),
             host,
             port,
+            pod,
             health: Health::default(),
             gate: Gate::default(),
-        })
+        }
     }
 
     /// Connects, with Nagle's algorithm off. `port` is for an endpoint that names none; `only_h1`

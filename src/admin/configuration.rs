@@ -1,4 +1,5 @@
-//! `/config`: the plan in force, in the shape of the file, defaults filled in.
+//! `/config`: the plan in force, in the shape of the file, defaults filled in. Sessions found in the cluster
+//! are no configuration: `/sessions` has them.
 
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::matcher::Table;
 use crate::plan::{HttpListener, Limits, Listener, ListenerKind, OnUnavailable, Plan, Timeouts};
-use crate::upstream::{Endpoint, Protocol, Upstream};
+use crate::upstream::{Endpoint, Protocol, Source, Upstream};
 
 /// The answer, as one JSON object.
 pub(super) fn json(plan: &Plan) -> String {
@@ -20,6 +21,10 @@ pub(super) fn json(plan: &Plan) -> String {
         }),
         listeners: plan.listeners.iter().map(listener).collect(),
         sessions: InOrder(&plan.sessions),
+        discovery: plan
+            .discovery
+            .as_ref()
+            .map(|pods| json!({ "kubernetes": { "namespace": pods.namespace, "app": pods.app } })),
         admin: json!({
             "address": plan.admin.map_or("off".to_owned(), |address| address.to_string()),
         }),
@@ -38,6 +43,8 @@ struct File<'p> {
     session: Value,
     listeners: Vec<Value>,
     sessions: InOrder<'p>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    discovery: Option<Value>,
     admin: Value,
     timeouts: Value,
     limits: Value,
@@ -49,11 +56,9 @@ struct InOrder<'p>(&'p Table<std::sync::Arc<Upstream>>);
 
 impl Serialize for InOrder<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(
-            self.0
-                .iter()
-                .map(|(name, upstream)| (name, session(upstream))),
-        )
+        let written = self.0.iter();
+        let written = written.filter(|(_, upstream)| upstream.source == Source::Configuration);
+        serializer.collect_map(written.map(|(name, upstream)| (name, session(upstream))))
     }
 }
 

@@ -27,18 +27,21 @@ function row(...cells) {
 const toneOf = { live: "good", avoided: "bad", empty: "quiet" };
 const number = (n) => (n === null ? "shared" : n.toLocaleString("en"));
 
-function drawSession(name, { state, endpoints, requests, errors }) {
-  const addresses = endpoints.map((e) => (e.state === "good" ? e.address : `${e.address} (avoided)`));
+function drawSession(name, { state, source, endpoints, requests, errors }) {
+  const addresses = endpoints.map((e) => [
+    e.address, e.pod && `(${e.pod})`, e.state !== "good" && "(avoided)",
+  ].filter(Boolean).join(" "));
   return row(
     cell(name),
     cell(state, toneOf[state]),
+    cell(source ?? "–", "quiet"),
     cell(addresses.join(", ") || "none"),
     cell(number(requests)),
     cell(number(errors), errors ? "bad" : "quiet"),
   );
 }
 
-function drawSessions({ readiness, sessions, baselines, lastReload }) {
+function drawSessions({ readiness, sessions, baselines, discovery, lastReload }) {
   $("state").textContent = readiness;
   $("state").className = readiness === "ready" ? "good" : "bad";
   $("count").textContent = sessions.length > SESSIONS_SHOWN
@@ -54,6 +57,9 @@ function drawSessions({ readiness, sessions, baselines, lastReload }) {
       : `configuration of ${lastReload.at} is in force, but:`,
     ...lastReload.problems,
   ].join("\n");
+  $("discovery").hidden = !discovery || discovery.up;
+  $("discovery").textContent = discovery ? `the cluster is out of reach since ${discovery.lastSync ?? "the start"};`
+    + ` the sessions of app ${discovery.app} in namespace ${discovery.namespace} are those known then` : "";
 }
 
 async function refresh() {

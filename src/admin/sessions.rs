@@ -1,14 +1,12 @@
 //! `/sessions`: every session and baseline, how its endpoints are, what it has had to do.
 
-use std::sync::Arc;
-
 use serde::Serialize;
 
 use super::{Reload, ReloadResult, Status};
 use crate::metrics::Route;
-use crate::plan::{Listener, ListenerKind, OnUnavailable};
+use crate::plan::{self, Listener, ListenerKind, OnUnavailable, Plan};
 use crate::record::line::rfc3339;
-use crate::upstream::{Endpoint, Upstream};
+use crate::upstream::{Source, Upstream};
 
 /// The answer, as one JSON object.
 pub(super) fn json(status: &Status) -> String {
@@ -21,6 +19,7 @@ pub(super) fn json(status: &Status) -> String {
             .map(|(name, upstream)| session(name, upstream))
             .collect(),
         baselines: plan.listeners.iter().filter_map(baseline).collect(),
+        discovery: discovery(&plan, status),
         last_reload: LastReload::from(&*status.last_reload.borrow()),
     };
     serde_json::to_string(&overview).expect("strings and numbers only")
@@ -32,6 +31,9 @@ struct Overview<'p> {
     readiness: &'static str,
     sessions: Vec<Session<'p>>,
     baselines: Vec<Baseline<'p>>,
+    /// `None`: all sessions come from the file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    discovery: Option<Discovery<'p>>,
     last_reload: LastReload,
 }
 
@@ -40,8 +42,10 @@ struct Overview<'p> {
 struct Session<'p> {
     /// As the file writes it.
     name: &'p str,
+    /// The file, or a flag; or the cluster.
+    source: &'static str,
     state: &'static str,
-    endpoints: Vec<EndpointState>,
+    endpoints: Vec<EndpointState<'p>>,
     /// `None`: the session shares its numbers with others, beyond the limit of names.
     requests: Option<u64>,
     errors: Option<u64>,
@@ -54,15 +58,28 @@ struct Baseline<'p> {
     /// What a known session without a live endpoint gets.
     on_unavailable: &'static str,
     state: &'static str,
-    endpoints: Vec<EndpointState>,
+    endpoints: Vec<EndpointState<'p>>,
     requests: u64,
     errors: u64,
 }
 
 #[derive(Serialize)]
-struct EndpointState {
+struct EndpointState<'p> {
     address: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pod: Option<&'p str>,
     state: &'static str,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Discovery<'p> {
+    namespace: &'p str,
+    app: &'p str,
+    /// False: what changes in the cluster does not reach us now.
+    up: bool,
+    /// When the API server was last heard of.
+    last_sync: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -72,15 +89,31 @@ struct LastReload {
     problems: Vec<String>,
 }
 
-fn session<'p>(name: &'p str, upstream: &Upstream) -> Session<'p> {
+fn session<'p>(name: &'p str, upstream: &'p Upstream) -> Session<'p> {
     let route = Some(&upstream.route).filter(|route| route.name() == name && name != "other");
     Session {
         name,
+        source: match upstream.source {
+            Source::Configuration => "file",
+            Source::Discovery => "discovery",
+        },
         state: state(upstream),
         endpoints: endpoints(upstream),
         requests: route.map(|route| route.requests()),
         errors: route.map(|route| route.errors()),
     }
+}
+
+fn discovery<'p>(plan: &'p Plan, status: &Status) -> Option<Discovery<'p>> {
+    let plan::Discovery { namespace, app } = plan.discovery.as_ref()?;
+    let numbers = status.journal.metrics().discovery();
+    let last_sync = numbers.as_ref().and_then(|numbers| numbers.last_sync());
+    Some(Discovery {
+        namespace,
+        app,
+        up: numbers.is_some_and(|numbers| numbers.up.get() == 1),
+        last_sync: last_sync.map(rfc3339),
+    })
 }
 
 /// The baseline of a listener that has one.
@@ -112,16 +145,20 @@ fn through(route: &Route, listener: &str) -> (u64, u64) {
     numbers.map_or((0, 0), |numbers| (numbers.requests(), numbers.errors()))
 }
 
-fn endpoints(upstream: &Upstream) -> Vec<EndpointState> {
-    let state = |endpoint: &Arc<Endpoint>| EndpointState {
-        address: endpoint.to_string(),
-        state: if endpoint.health.is_good() {
-            "good"
-        } else {
-            "avoided"
-        },
-    };
-    upstream.endpoints.iter().map(state).collect()
+fn endpoints(upstream: &Upstream) -> Vec<EndpointState<'_>> {
+    upstream
+        .endpoints
+        .iter()
+        .map(|endpoint| EndpointState {
+            address: endpoint.to_string(),
+            pod: endpoint.pod.as_deref(),
+            state: if endpoint.health.is_good() {
+                "good"
+            } else {
+                "avoided"
+            },
+        })
+        .collect()
 }
 
 fn state(upstream: &Upstream) -> &'static str {

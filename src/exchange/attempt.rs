@@ -125,7 +125,13 @@ impl Exchange<'_> {
         let deadlines = &self.ground.deadlines;
         let pass = match endpoint.try_enter(limits.requests_per_endpoint) {
             Some(pass) => pass,
-            None => self.wait_for(endpoint).await?,
+            None => {
+                let pass = self.wait_for(endpoint).await?;
+                if self.has_left(endpoint) {
+                    return Ok(Err(Failure::NoEndpoint));
+                }
+                pass
+            }
         };
         let want = Want {
             endpoint,
@@ -145,6 +151,7 @@ impl Exchange<'_> {
         // Boxed: it is needed seldom, and large, and an idle connection keeps room for its exchange.
         let dialling = Box::pin(pool.dial(&want, pass));
         match deadlines.within(timeouts.connect, dialling).await {
+            Ok(Ok(_)) if self.has_left(endpoint) => Ok(Err(Failure::NoEndpoint)),
             Ok(Ok(lease)) => Ok(Ok(lease)),
             Ok(Err(LeaseError::Dial(error))) if error.is_out_of_files() => {
                 Err(Failure::Overloaded("the limit of open files"))
@@ -158,6 +165,12 @@ impl Exchange<'_> {
                 Ok(Err(Failure::ConnectTimeout))
             }
         }
+    }
+
+    /// Whether the endpoint is a pod that has left the table while the request waited for it: its
+    /// address may be another's by now. An address that somebody wrote means whoever has it.
+    fn has_left(&self, endpoint: &Endpoint) -> bool {
+        endpoint.pod.is_some() && !self.ground.plan.borrow().has_endpoint(endpoint.id)
     }
 
     /// A place at an endpoint that is busy. Places become free at the pace of the app's answers.

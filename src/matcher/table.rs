@@ -29,6 +29,7 @@ pub struct Table<T> {
     regex_entries: Vec<usize>,
 }
 
+#[derive(Clone)]
 struct Entry<T> {
     /// `pr-42`, `pr-9*`, `~REGEX`
     written: Arc<str>,
@@ -90,6 +91,35 @@ impl<T> Table<T> {
     /// True of a table that knows no session.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
+    }
+
+    /// Whether `name` itself is a rule, not only part of a pattern.
+    pub fn has_exact(&self, name: &str) -> bool {
+        self.exact.contains_key(name)
+    }
+
+    /// This table and more exact names, after its own. A name it has already stays what it is.
+    pub fn with_exact(&self, more: impl IntoIterator<Item = (Arc<str>, T)>) -> Self
+    where
+        T: Clone,
+    {
+        let mut table = Self {
+            entries: self.entries.clone(),
+            exact: self.exact.clone(),
+            prefixes: self.prefixes.clone(),
+            prefix_lengths: self.prefix_lengths.clone(),
+            regexes: self.regexes.clone(),
+            regex_entries: self.regex_entries.clone(),
+        };
+        for (written, value) in more {
+            if !table.exact.contains_key(&written) {
+                table
+                    .exact
+                    .insert(Arc::clone(&written), table.entries.len());
+                table.entries.push(Entry { written, value });
+            }
+        }
+        table
     }
 
     /// Every value, in the order the rules were added.
@@ -361,6 +391,28 @@ mod tests {
         assert_eq!(rules, [("a", &2), ("a*", &2), ("~a", &2), ("a*", &2)]);
         assert_eq!(table.lookup("a*").unwrap().rule, Rule::Exact);
         assert_eq!(table.lookup("ab").unwrap().rule, Rule::Prefix("a*"));
+    }
+
+    #[test]
+    fn names_added_to_a_table_are_exact_and_take_nothing_away() {
+        let first = table(&["pr-42", "pr-*", "~qa.*"]);
+
+        let more = ["pr-42", "pr-43", "pr-*", "~b"];
+        let second = first.with_exact(more.map(|name| (name.into(), "added")));
+
+        for (name, expected) in [
+            ("pr-42", Some(&"pr-42")),
+            ("pr-43", Some(&"added")),
+            ("pr-44", Some(&"pr-*")),
+            ("pr-*", Some(&"added")),
+            ("~b", Some(&"added")),
+            ("b", None),
+            ("qa-1", Some(&"~qa.*")),
+        ] {
+            assert_eq!(second.find(name), expected, "{name}");
+        }
+        assert_eq!((first.len(), second.len()), (3, 6));
+        assert!(second.has_exact("~b") && !second.has_exact("pr-44"));
     }
 
     #[test]

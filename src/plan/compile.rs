@@ -24,23 +24,23 @@ pub(super) fn compile(file: &config::File, metrics: &Arc<Metrics>) -> Result<Pla
         problems: Vec::new(),
         clients: HashMap::new(),
     };
-    if let Some(discovery) = &file.discovery {
-        judge.note(
-            discovery.place,
-            "discovery",
-            "discovery is not supported by this version; list the sessions in the file",
-        );
-    }
     let rule = judge.rule();
     let admin = judge.admin();
     let (sessions, first_without_port) = judge.sessions();
-    let listeners = judge.listeners(admin, first_without_port);
+    let discovery = judge.discovery();
+    let portless = match (first_without_port, &file.discovery) {
+        (Some(session), _) => Some(format!("session {session:?}")),
+        (None, Some(_)) => Some("a pod that discovery finds".to_owned()),
+        (None, None) => None,
+    };
+    let listeners = judge.listeners(admin, portless.as_deref());
     let (timeouts, limits, responses) = (judge.timeouts(), judge.limits(), judge.responses());
     let problems = judge.problems;
     match sessions {
         Some(sessions) if problems.is_empty() && file.problems.is_empty() => Ok(Plan {
             rule,
             sessions,
+            discovery,
             listeners: listeners.into(),
             admin,
             timeouts,

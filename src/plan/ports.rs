@@ -9,13 +9,13 @@ use super::compile::{Judge, one_of};
 use super::{HttpListener, Listener, ListenerKind, OnUnavailable, TlsFiles, address, text};
 use crate::config::{self, Place, Placed};
 use crate::tls;
-use crate::upstream::{Endpoint, Protocol, Upstream};
+use crate::upstream::{Endpoint, Protocol, Source, Upstream};
 
 impl Judge<'_> {
     pub(super) fn listeners(
         &mut self,
         admin: Option<SocketAddr>,
-        without_port: Option<&str>,
+        portless: Option<&str>,
     ) -> Vec<Listener> {
         if self.file.listeners.is_empty() && self.file.problems.is_empty() {
             let advice = "no listener; add one with --listen ADDR or under listeners: in the file";
@@ -31,7 +31,7 @@ impl Judge<'_> {
             let path = format!("listeners[{index}]");
             let name = self.listener_name(index, written, &mut names);
             let address = self.listener_address(&path, written, &mut addresses);
-            let kind = self.listener_kind(&path, written, address, without_port);
+            let kind = self.listener_kind(&path, written, address, portless);
             if let (Some(address), Some(kind)) = (address, kind) {
                 listeners.push(Listener {
                     name,
@@ -100,7 +100,7 @@ impl Judge<'_> {
         path: &str,
         written: &Placed<config::Listener>,
         address: Option<SocketAddr>,
-        without_port: Option<&str>,
+        portless: Option<&str>,
     ) -> Option<ListenerKind> {
         let listener = &written.value;
         let known = ["http", "https", "tcp"];
@@ -125,7 +125,7 @@ impl Judge<'_> {
             );
             self.note(target.place, format!("{path}.target"), message);
         }
-        let http = self.http_listener(path, written, address, without_port);
+        let http = self.http_listener(path, written, address, portless);
         if protocol == "http" {
             return Some(ListenerKind::Http(Arc::new(http)));
         }
@@ -138,7 +138,7 @@ impl Judge<'_> {
         path: &str,
         written: &Placed<config::Listener>,
         address: Option<SocketAddr>,
-        without_port: Option<&str>,
+        portless: Option<&str>,
     ) -> HttpListener {
         let listener = &written.value;
         let own_port = address.map_or(0, |address| address.port());
@@ -150,13 +150,12 @@ impl Judge<'_> {
             |text| text::count(text, 1..=u16::MAX),
         );
         let mut baseline = self.endpoints(&listener.baseline, format_args!("{path}.baseline"));
-        let portless = match without_port {
-            Some(session) => Some(format!("session {session:?}")),
-            None => baseline
+        let portless = portless.or_else(|| {
+            baseline
                 .iter()
                 .any(|endpoint| endpoint.port.is_none())
-                .then(|| "the baseline".to_owned()),
-        };
+                .then_some("the baseline")
+        });
         if let (Some(portless), Some(0), None) = (
             portless,
             address.map(|address| address.port()),
@@ -202,6 +201,7 @@ impl Judge<'_> {
                 name: Arc::from("baseline"),
                 endpoints,
                 protocol: Protocol::Auto,
+                source: Source::Configuration,
                 route: self.metrics.route("baseline"),
             })
         })

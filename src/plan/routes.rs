@@ -13,7 +13,7 @@ use super::{address, text};
 use crate::config::{self, Place, Placed, Text};
 use crate::matcher::{Table, TableBuilder};
 use crate::tls;
-use crate::upstream::{Endpoint, Protocol, TlsUpstream, Upstream};
+use crate::upstream::{Endpoint, Protocol, Source, TlsUpstream, Upstream};
 
 /// Longer patterns are a mistake, or an attack on whoever must read them.
 const PATTERN_BYTES: usize = 1_000;
@@ -103,6 +103,7 @@ impl<'f> Judge<'f> {
             name: Arc::from(name.value.as_str()),
             endpoints,
             protocol,
+            source: Source::Configuration,
             route: self.metrics.route(&name.value),
         })
     }

@@ -219,6 +219,38 @@ pub(super) fn session_name(text: &str) -> Result<Name<'_>, String> {
     })
 }
 
+/// A namespace of a cluster: a label of a DNS name (RFC 1123).
+pub(super) fn namespace(text: &str) -> Result<&str, String> {
+    let is_fit = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    if is_word(text, is_fit, b"-") {
+        return Ok(text);
+    }
+    Err(format!(
+        "{text:?} is not a namespace; use 1 to 63 lower-case letters, digits and dashes, for example staging"
+    ))
+}
+
+/// The value of a Kubernetes label, but not the empty one.
+pub(super) fn label(text: &str) -> Result<&str, String> {
+    if is_word(text, |byte| byte.is_ascii_alphanumeric(), b"-_.") {
+        return Ok(text);
+    }
+    Err(format!(
+        "{text:?} cannot be the value of a label; use 1 to 63 letters, digits, dashes, dots and underscores, for example orders"
+    ))
+}
+
+/// Up to 63 bytes, some of which may not stand at the ends.
+fn is_word(text: &str, may_end: impl Fn(u8) -> bool, inside: &[u8]) -> bool {
+    let bytes = text.as_bytes();
+    let ends = bytes.first().zip(bytes.last());
+    ends.is_some_and(|(&first, &last)| may_end(first) && may_end(last))
+        && bytes.len() <= 63
+        && bytes
+            .iter()
+            .all(|byte| may_end(*byte) || inside.contains(byte))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -330,6 +362,30 @@ mod tests {
         assert_eq!(baggage_key("dev-session"), Ok(Some("dev-session".into())));
         for text in ["a b", "a=b", "a,b", "a;b", "é"] {
             assert!(baggage_key(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn namespaces_and_labels_are_those_of_kubernetes() {
+        let longest = "x".repeat(63);
+        for (text, is_namespace, is_label) in [
+            ("staging", true, true),
+            ("team-1", true, true),
+            ("7", true, true),
+            (longest.as_str(), true, true),
+            ("Orders_v1.2", false, true),
+            ("", false, false),
+            ("-a", false, false),
+            ("a-", false, false),
+            ("a.", false, false),
+            ("a b", false, false),
+            ("a,b", false, false),
+            ("é", false, false),
+            ("../pods", false, false),
+            (&"x".repeat(64), false, false),
+        ] {
+            assert_eq!(namespace(text).is_ok(), is_namespace, "{text}");
+            assert_eq!(label(text).is_ok(), is_label, "{text}");
         }
     }
 }

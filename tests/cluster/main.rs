@@ -19,5 +19,6 @@ mod it {
     pub mod support;
 }
 
+mod discovery;
 mod objects;
 mod plane_itself;

@@ -13,6 +13,7 @@ mod admin;
 mod awaited;
 mod bed;
 mod commands;
+mod discovery;
 mod drain;
 mod duplicates;
 mod forwarding;

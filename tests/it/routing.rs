@@ -336,7 +336,9 @@ async fn the_proxy_answers_the_probe_session_itself() {
         let answer = way
             .send(
                 proxy.http(),
-                Request::get("/any").session("session-proxy-probe"),
+                Request::get("/any")
+                    .session("session-proxy-probe")
+                    .header("x-session-proxy-nonce", "7f3a"),
             )
             .await;
 
@@ -346,9 +348,13 @@ async fn the_proxy_answers_the_probe_session_itself() {
             "{way:?}"
         );
         assert_eq!(answer.json()["target"], "pod/orders-0", "{way:?}");
+        assert_eq!(answer.json()["nonce"], "7f3a", "{way:?}");
         assert!(answer.json()["instance"].is_string(), "{way:?}");
         assert!(!answer.json()["sessions"].is_null(), "{way:?}");
     }
+    let plain = Request::get("/").session("session-proxy-probe");
+    let answer = Way::Direct.send(proxy.http(), plain).await;
+    assert!(answer.json()["nonce"].is_null(), "nobody asked for one");
     assert_eq!(baseline.requests() + pr.requests(), 0);
 }
 

@@ -9,6 +9,7 @@
     reason = "the bed offers more than any one set of tests takes"
 )]
 
+pub mod api_server;
 pub mod certs;
 pub mod client;
 pub mod config;
@@ -18,6 +19,7 @@ pub mod grpc;
 pub mod h2_frames;
 pub mod metrics;
 pub mod mirrord;
+pub mod pods;
 pub mod ports;
 pub mod proxy;
 pub mod raw;

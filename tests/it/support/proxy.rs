@@ -164,6 +164,12 @@ impl Proxy {
         self.stderr.all()
     }
 
+    /// How many lines on stderr hold `text` so far.
+    pub fn times_logged(&self, text: &str) -> usize {
+        let lines = self.stderr.all();
+        lines.iter().filter(|line| line.contains(text)).count()
+    }
+
     /// Waits for a line on stderr which holds `text`.
     pub async fn logged(&self, text: &str) {
         eventually(&format!("stderr says {text:?}"), || {
@@ -202,7 +208,8 @@ impl Proxy {
         }
     }
 
-    async fn wait_ready(&mut self) {
+    /// Waits until a proxy that was only spawned is ready.
+    pub async fn wait_ready(&mut self) {
         let start = Instant::now();
         while !self.stdout.all().iter().any(|line| line == "ready") {
             assert!(self.is_running(), "the proxy ended before it was ready");

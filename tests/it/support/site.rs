@@ -11,6 +11,7 @@
 //! | anything else | JSON: what arrived |
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -45,7 +46,17 @@ impl Upstream {
 
     /// The site, with at most that many HTTP/2 streams at a time on a connection.
     pub async fn site_with_stream_limit(name: &str, streams: u32) -> Self {
-        Self::accepting(name, move |stream, connection, account| {
+        let free = SocketAddr::from(([127, 0, 0, 1], 0));
+        Self::limited_site_at(free, name, streams).await
+    }
+
+    /// The site at an address that the test chooses.
+    pub async fn site_at(address: SocketAddr, name: &str) -> Self {
+        Self::limited_site_at(address, name, 200).await
+    }
+
+    async fn limited_site_at(address: SocketAddr, name: &str, streams: u32) -> Self {
+        Self::accepting_at(address, name, move |stream, connection, account| {
             Box::pin(serve(
                 stream,
                 Visit {

@@ -95,9 +95,18 @@ impl Upstream {
     where
         F: Fn(TcpStream, usize, Arc<Account>) -> Served + Send + 'static,
     {
-        let listener = TcpListener::bind("127.0.0.1:0")
+        let free = SocketAddr::from(([127, 0, 0, 1], 0));
+        Self::accepting_at(free, name, serve).await
+    }
+
+    /// The same at an address that the test chooses.
+    pub async fn accepting_at<F>(address: SocketAddr, name: &str, serve: F) -> Self
+    where
+        F: Fn(TcpStream, usize, Arc<Account>) -> Served + Send + 'static,
+    {
+        let listener = TcpListener::bind(address)
             .await
-            .expect("loopback has a free port");
+            .unwrap_or_else(|error| panic!("{address} is free: {error}"));
         let address = listener
             .local_addr()
             .expect("a bound listener has an address");
