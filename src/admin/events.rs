@@ -14,10 +14,12 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 /// A comment at least this often, so that both ends notice when the other is gone.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 
+/// The next event as one JSON object; `None` when there will be no more.
+type Source = dyn FnMut(&mut Context<'_>) -> Poll<Option<Arc<str>>> + Send;
+
 /// A body that ends only with its reader or with the proxy.
 pub struct Events {
-    /// The next event as one JSON object; `None` when there will be no more.
-    source: Box<dyn FnMut(&mut Context<'_>) -> Poll<Option<Arc<str>>> + Send>,
+    source: Box<Source>,
     heartbeat: Interval,
     /// Free again for another tap when this is dropped.
     _place: OwnedSemaphorePermit,
