@@ -27,6 +27,14 @@ use crate::upstream::{Endpoint, Upstream};
 /// The session the proxy answers itself.
 pub const PROBE: &str = "session-proxy-probe";
 
+/// A duration as a person writes it, `500ms`, `2s` or `1m30s`: at least 1 ms, at most a day.
+///
+/// # Errors
+/// It is none, or out of range: what to write instead.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    text::duration(text, false)
+}
+
 /// What is true: everything a worker needs to serve, checked once.
 #[derive(Debug)]
 pub struct Plan {

@@ -280,6 +280,14 @@ pub struct Attach {
     #[arg(long, env = "DELETE_BROKEN_TARGETS", value_parser = switch())]
     pub delete_broken_targets: bool,
 
+    /// How long a session may take to be proven once its agent runs [default: 20s]
+    #[arg(long, value_name = "DURATION", env = "START_TIMEOUT")]
+    pub start_timeout: Option<String>,
+
+    /// First of the local ports that the proxies listen on, one for each port of the app and one more
+    #[arg(long, value_name = "PORT", default_value = "18080", value_parser = clap::value_parser!(u16).range(1024..))]
+    pub local_ports: u16,
+
     /// What to log to standard error, as for `run`
     #[arg(
         long,

@@ -34,6 +34,8 @@ pub mod labels {
     pub const PIPELINE_RUN: &str = "session-proxy/pipeline-run";
     /// Uid of the proxy pod; on mirrord's agents.
     pub const PROXY: &str = "session-proxy/proxy";
+    /// Uid of the target pod; on mirrord's agents.
+    pub const TARGET: &str = "session-proxy/target";
 }
 
 /// Keys of annotations.
