@@ -1,5 +1,10 @@
 //! To be written.
 
+mod child;
+mod files;
+mod household;
+mod ports;
+
 use super::Failure;
 use crate::cli::cluster::Attach;
 
