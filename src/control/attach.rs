@@ -1,9 +1,13 @@
 //! To be written.
 
+mod agents;
 mod child;
 mod files;
 mod household;
+mod lease;
 mod ports;
+mod targets;
+mod watched;
 
 use super::Failure;
 use crate::cli::cluster::Attach;
