@@ -1,7 +1,8 @@
 //! The cluster side: one function per command.
 //!
 //! It stands beside the proxy's rooms and uses their ground floor, and what `plan` and `sources` know of
-//! the meaning of what was typed.
+//! the meaning of what was typed. [`attach`] speaks for several proxies, so it speaks as they do: through
+//! the same kind of admin port, in the same words.
 
 pub mod attach;
 pub mod cleanup;

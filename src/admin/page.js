@@ -41,7 +41,20 @@ function drawSession(name, { state, source, endpoints, requests, errors }) {
   );
 }
 
-function drawSessions({ readiness, sessions, baselines, discovery, lastReload }) {
+// Only one who speaks for several proxies has targets.
+function drawTargets(targets) {
+  $("targets").hidden = !targets;
+  $("pods").replaceChildren(...(targets ?? []).map((t) => row(
+    cell(t.pod),
+    cell(t.state, { live: "good", waiting: "quiet", starting: "quiet", ending: "quiet" }[t.state] ?? "bad"),
+    cell(t.since.slice(0, 19).replace("T", " "), "quiet"),
+    cell(number(t.restarts), t.restarts ? "" : "quiet"),
+    cell(t.message),
+  )));
+}
+
+function drawSessions({ readiness, targets, sessions, baselines, discovery, lastReload }) {
+  drawTargets(targets);
   $("state").textContent = readiness;
   $("state").className = readiness === "ready" ? "good" : "bad";
   $("count").textContent = sessions.length > SESSIONS_SHOWN
@@ -100,7 +113,7 @@ function drawRequest(line) {
     cell(line.time.slice(11, 23), "quiet"),
     cell(`${line.method} ${line.target}`),
     cell(line.session ?? "–"),
-    cell(line.route),
+    cell(line.pod ? `${line.route} (${line.pod})` : line.route),
     cell(line.error ? `${line.reason}; ${line.error}` : line.reason, line.error ? "bad" : "quiet"),
     cell(line.status, line.status >= 500 ? "bad" : line.status < 400 ? "good" : ""),
     cell(line.duration_ms.toFixed(1)),
