@@ -10,6 +10,7 @@
 mod support;
 
 mod admin;
+mod attach;
 mod awaited;
 mod bed;
 mod commands;

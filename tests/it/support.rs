@@ -10,13 +10,17 @@
 )]
 
 pub mod api_server;
+pub mod attached;
 pub mod certs;
 pub mod client;
+pub mod cluster;
 pub mod config;
 pub mod digest;
+pub mod exposition;
 pub mod fields;
 pub mod grpc;
 pub mod h2_frames;
+pub mod hub;
 pub mod metrics;
 pub mod mirrord;
 pub mod pods;
@@ -26,6 +30,9 @@ pub mod raw;
 pub mod request;
 pub mod scripts;
 pub mod site;
+pub mod staging;
+pub mod stand_in;
+pub mod target_pod;
 pub mod upstream;
 pub mod way;
 pub mod wire;

@@ -42,7 +42,7 @@ pub struct Setup {
 
 /// What a process has printed, line by line.
 #[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<String>>>);
+pub struct Lines(Arc<Mutex<Vec<String>>>);
 
 impl Proxy {
     /// One listener, `http`, with that baseline and a session for each of the others.
@@ -354,7 +354,7 @@ impl Setup {
 
 impl Lines {
     /// Collects the lines of a pipe, on a thread that ends with it.
-    fn of(pipe: impl Read + Send + 'static) -> Self {
+    pub fn of(pipe: impl Read + Send + 'static) -> Self {
         let lines = Self::default();
         let collected = lines.clone();
         std::thread::spawn(move || {
@@ -369,7 +369,7 @@ impl Lines {
         lines
     }
 
-    fn all(&self) -> Vec<String> {
+    pub fn all(&self) -> Vec<String> {
         self.0.lock().expect("no test panics with it").clone()
     }
 }
