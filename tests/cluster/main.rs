@@ -19,6 +19,7 @@ mod it {
     pub mod support;
 }
 
+mod attach;
 mod discovery;
 mod objects;
 mod plane_itself;
