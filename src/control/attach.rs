@@ -4,7 +4,7 @@
 //! Each session is a child, `mirrord exec -- session-proxy run`, with a proxy of its own: one that is
 //! stalled or lost hurts its own target alone. What to intercept is read once, from the file that
 //! `deploy` put into the pod; which pods there are is followed. This file starts, follows and ends;
-//! [`session`] knows the life of one target.
+//! `session` knows the life of one target.
 
 mod admin;
 mod agents;
