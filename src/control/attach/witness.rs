@@ -240,7 +240,7 @@ mod tests {
     use http::HeaderMap;
 
     use super::*;
-    use crate::control::proof::ROUTE;
+    use crate::control::proof::{Ending, ROUTE};
 
     fn answer(status: u16, route: Option<&'static str>, body: &'static str) -> Answer {
         let mut headers = HeaderMap::new();
@@ -251,6 +251,8 @@ mod tests {
             status: StatusCode::from_u16(status).unwrap(),
             headers,
             body: Bytes::from_static(body.as_bytes()),
+            trailers: HeaderMap::new(),
+            ending: Ending::Complete,
             took: Duration::ZERO,
         }
     }
