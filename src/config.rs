@@ -290,8 +290,8 @@ pub struct Discovery {
     pub kubernetes: Option<Placed<KubernetesPods>>,
 }
 
-/// The ready pods with the labels `session-proxy/app` and `session-proxy/session`. A session of the file wins over
-/// one of the same name found here.
+/// The pods with the labels `session-proxy/app` and `session-proxy/session`; those that are ready get requests. A
+/// session of the file wins over one of the same name found here.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, rename_all = "camelCase")]
 #[schemars(deny_unknown_fields)]

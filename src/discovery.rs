@@ -1,9 +1,9 @@
 //! Pods by label: which sessions the cluster has, and where they are served.
 //!
 //! The pods of one app are listed and then watched, for as long as somebody holds a [`Discovery`]. Each
-//! change is a new table. Whatever fails is tried again, and until that succeeds the last table stays: an
-//! API server that is away takes no session with it. What the table is laid beside, and that requests
-//! follow it, is for others to see to.
+//! change is a new table. A session is in it for as long as it has a pod, ready or not. Whatever fails is
+//! tried again, and until that succeeds the last table stays: an API server that is away takes no session
+//! with it. What the table is laid beside, and that requests follow it, is for others to see to.
 //!
 //! This file is for those who want the table; `follower` does the work, `pods` knows what the table is.
 

@@ -130,7 +130,7 @@ struct Found<'p>(&'p Discovery);
 impl fmt::Display for Found<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Discovery { namespace, app } = self.0;
-        write!(f, "ready pods of app {app} in namespace {namespace}")
+        write!(f, "pods of app {app} in namespace {namespace}")
     }
 }
 
@@ -518,7 +518,7 @@ mod tests {
             panic!("another command")
         };
 
-        let pods = "ready pods of app orders in namespace staging";
+        let pods = "pods of app orders in namespace staging";
         let checked = check(arguments).expect("valid");
         assert!(
             checked.contains(&format!("kubernetes               {pods}")),

@@ -39,7 +39,8 @@ pub enum Source {
     Discovery,
 }
 
-/// What the cluster says: sessions, each with the pods that serve it. The names are not judged yet.
+/// What the cluster says: sessions, each with the pods that serve it, which may be none at the moment. The
+/// names are not judged yet.
 pub type Discovered = BTreeMap<Arc<str>, Vec<Arc<Endpoint>>>;
 
 /// One address as the table names it, and what is known of it. Shared by all workers, and by all

@@ -34,7 +34,7 @@ const CALM: Duration = Duration::from_secs(10);
 /// How often an ongoing trouble is told again.
 const REMINDER: Duration = Duration::from_secs(60);
 
-/// Sessions that come or go at once and are still named one by one.
+/// Sessions that change at once and are still named one by one.
 const NAMED: usize = 10;
 
 /// Keeps a table true to the cluster.
@@ -283,22 +283,40 @@ fn are_same(one: &Discovered, other: &Discovered) -> bool {
             })
 }
 
+/// Sessions that come and go, and those that stay and get their first ready pod or lose their last.
 fn tell_difference(old: &Discovered, new: &Discovered) {
-    let come: Vec<_> = new.keys().filter(|name| !old.contains_key(*name)).collect();
+    let is_reached = |pods: &Vec<_>| !pods.is_empty();
+    let (mut come, mut reached, mut lost) = (Vec::new(), Vec::new(), Vec::new());
+    for (session, pods) in new {
+        match (old.get(session).map(is_reached), is_reached(pods)) {
+            (None, _) => come.push((session, pods.len())),
+            (Some(false), true) => reached.push(session),
+            (Some(true), false) => lost.push(session),
+            (Some(_), _) => {}
+        }
+    }
     let gone: Vec<_> = old.keys().filter(|name| !new.contains_key(*name)).collect();
-    if come.len() + gone.len() > NAMED {
+    if come.len() + gone.len() + reached.len() + lost.len() > NAMED {
         info!(
             come = come.len(),
             gone = gone.len(),
-            "sessions have come and gone"
+            ready = reached.len(),
+            not_ready = lost.len(),
+            "sessions have changed"
         );
         return;
     }
-    for session in come {
-        info!(%session, "a session has come");
+    for (session, ready_pods) in come {
+        info!(%session, ready_pods, "a session has come");
     }
     for session in gone {
         info!(%session, "a session has gone");
+    }
+    for session in reached {
+        info!(%session, "a session has a ready pod now");
+    }
+    for session in lost {
+        info!(%session, "a session has no ready pod any more");
     }
 }
 

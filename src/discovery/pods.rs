@@ -46,6 +46,8 @@ pub(super) struct Pods {
 struct Pod {
     uid: Option<String>,
     session: Arc<str>,
+    /// Whether it was told to end: its session does without it.
+    is_leaving: bool,
     /// The address it holds, and since when.
     claim: Option<Claim>,
     /// Where to reach it, while it may be sent requests.
@@ -101,8 +103,8 @@ impl Pods {
             },
             ip,
         });
-        let is_ready =
-            metadata.deletion_timestamp.is_none() && status.is_some_and(Status::is_ready);
+        let is_leaving = metadata.deletion_timestamp.is_some();
+        let is_ready = !is_leaving && status.is_some_and(Status::is_ready);
         let endpoint = ip.filter(|_| is_ready).and_then(|ip| {
             let known = before.and_then(|before| before.endpoint);
             // The same pod at the same address keeps its connections.
@@ -118,13 +120,15 @@ impl Pods {
         let pod = Pod {
             uid: metadata.uid.clone(),
             session: Arc::from(session.as_str()),
+            is_leaving,
             claim,
             endpoint,
         };
         self.known.insert(name.clone(), pod);
     }
 
-    /// Each session with the pods that requests may be sent to. Sessions without one are left out.
+    /// Each session that has a pod, with those of its pods that requests may be sent to. That may be none:
+    /// such a session is known all the same, since its requests are not meant for the baseline.
     ///
     /// Of several pods with one address only the newest can really have it. That one counts even when it is
     /// not ready: what is sent to the others would reach it.
@@ -135,13 +139,12 @@ impl Pods {
             *newest = claim.max(*newest);
         }
         let mut table = Discovered::new();
-        for pod in self.known.values() {
-            let (Some(claim), Some(endpoint)) = (pod.claim, &pod.endpoint) else {
-                continue;
-            };
-            if holders.get(&claim.ip) == Some(&claim) {
-                let session = Arc::clone(&pod.session);
-                table.entry(session).or_default().push(Arc::clone(endpoint));
+        for pod in self.known.values().filter(|pod| !pod.is_leaving) {
+            let endpoints = table.entry(Arc::clone(&pod.session)).or_default();
+            if let (Some(claim), Some(endpoint)) = (pod.claim, &pod.endpoint)
+                && holders.get(&claim.ip) == Some(&claim)
+            {
+                endpoints.push(Arc::clone(endpoint));
             }
         }
         table
@@ -205,7 +208,7 @@ mod tests {
         known
     }
 
-    /// `pr-1: a 10.0.0.1, b 10.0.0.2; pr-2: c 10.0.0.3`
+    /// `pr-1: a 10.0.0.1, b 10.0.0.2; pr-2: c 10.0.0.3; pr-3: none`
     fn written(pods: &Pods) -> String {
         let table = pods.table();
         let sessions = table.iter().map(|(session, endpoints)| {
@@ -213,19 +216,24 @@ mod tests {
             let pods = endpoints
                 .iter()
                 .map(|endpoint| format!("{} {endpoint}", name(endpoint)));
-            format!("{session}: {}", pods.collect::<Vec<_>>().join(", "))
+            match pods.collect::<Vec<_>>().join(", ") {
+                pods if pods.is_empty() => format!("{session}: none"),
+                pods => format!("{session}: {pods}"),
+            }
         });
         sessions.collect::<Vec<_>>().join("; ")
     }
 
     #[test]
-    fn only_a_ready_pod_is_sent_requests() {
+    fn only_a_ready_pod_is_sent_requests_and_any_that_stays_makes_its_session_known() {
         let ready = || pod("a", "pr-1", "10.0.0.1", 0);
         let not_ready = json!([{ "type": "Ready", "status": "False" }]);
         let unknown = json!([{ "type": "Ready", "status": "Unknown" }]);
         let other = json!([{ "type": "ContainersReady", "status": "True" }]);
         let mut deleted = ready();
         deleted["metadata"]["deletionTimestamp"] = json!("2026-01-02T03:05:00Z");
+        let mut deleted_early = deleted.clone();
+        deleted_early["status"] = json!({ "phase": "Pending" });
         let mut unlabelled = ready();
         unlabelled["metadata"]["labels"] = json!({ "session-proxy/app": "orders" });
         let mut statusless = ready();
@@ -240,58 +248,67 @@ mod tests {
             (
                 "not ready",
                 with(ready(), "/status/conditions", not_ready),
-                "",
+                "pr-1: none",
             ),
-            ("unknown", with(ready(), "/status/conditions", unknown), ""),
+            (
+                "unknown",
+                with(ready(), "/status/conditions", unknown),
+                "pr-1: none",
+            ),
             (
                 "another condition",
                 with(ready(), "/status/conditions", other),
-                "",
+                "pr-1: none",
             ),
             (
                 "no conditions",
                 with(ready(), "/status/conditions", json!(null)),
-                "",
+                "pr-1: none",
             ),
             (
                 "pending",
                 with(ready(), "/status/phase", json!("Pending")),
-                "",
+                "pr-1: none",
             ),
             (
                 "succeeded",
                 with(ready(), "/status/phase", json!("Succeeded")),
-                "",
+                "pr-1: none",
             ),
             (
                 "failed",
                 with(ready(), "/status/phase", json!("Failed")),
-                "",
+                "pr-1: none",
             ),
-            ("lost", with(ready(), "/status/phase", json!("Unknown")), ""),
+            (
+                "lost",
+                with(ready(), "/status/phase", json!("Unknown")),
+                "pr-1: none",
+            ),
             ("being deleted", deleted, ""),
+            ("being deleted before it ran", deleted_early, ""),
             (
                 "no address",
                 with(ready(), "/status/podIP", json!(null)),
-                "",
+                "pr-1: none",
             ),
             (
                 "an empty address",
                 with(ready(), "/status/podIP", json!("")),
-                "",
+                "pr-1: none",
             ),
             (
                 "no address at all",
                 with(ready(), "/status/podIP", json!("x")),
-                "",
+                "pr-1: none",
             ),
             (
                 "metadata service",
                 with(ready(), "/status/podIP", json!("169.254.169.254")),
-                "",
+                "pr-1: none",
             ),
             ("no session", unlabelled, ""),
-            ("just made", statusless, ""),
+            ("just made", statusless, "pr-1: none"),
         ] {
             assert_eq!(written(&listed([&pod])), expected, "{case}, listed");
             let mut watched = listed([&ready()]);
@@ -301,8 +318,8 @@ mod tests {
     }
 
     #[test]
-    fn a_session_may_have_several_pods_and_loses_them_one_by_one() {
-        let (a, b) = (
+    fn a_session_may_have_several_pods_and_is_known_until_the_last_goes() {
+        let (a, mut b) = (
             pod("a", "pr-1", "10.0.0.1", 0),
             pod("b", "pr-1", "10.0.0.2", 0),
         );
@@ -316,6 +333,15 @@ mod tests {
         pods.remove(&told(&a));
 
         assert_eq!(written(&pods), "pr-1: b 10.0.0.2; pr-2: c 10.0.0.3");
+
+        let not_ready = json!([{ "type": "Ready", "status": "False" }]);
+        pods.apply(&told(&with(a, "/status/conditions", not_ready)));
+        b["metadata"]["deletionTimestamp"] = json!("2026-01-02T03:05:00Z");
+        pods.apply(&told(&b));
+        assert_eq!(written(&pods), "pr-1: none; pr-2: c 10.0.0.3");
+
+        pods.remove(&told(&pod("a", "pr-1", "10.0.0.1", 0)));
+        assert_eq!(written(&pods), "pr-2: c 10.0.0.3");
     }
 
     #[test]
@@ -339,10 +365,11 @@ mod tests {
         ] {
             let mut pods = listed([first]);
             pods.apply(&told(second));
-            assert_eq!(written(&pods), "pr-2: a-new 10.0.0.1", "{case}");
+            let expected = "pr-1: none; pr-2: a-new 10.0.0.1";
+            assert_eq!(written(&pods), expected, "{case}");
             assert_eq!(
                 written(&listed([first, second])),
-                "pr-2: a-new 10.0.0.1",
+                expected,
                 "{case}, listed"
             );
         }
@@ -356,18 +383,18 @@ mod tests {
         );
         let mut pods = listed([&a]);
         pods.apply(&told(&b));
-        assert_eq!(written(&pods), "pr-2: b 10.0.0.1");
+        assert_eq!(written(&pods), "pr-1: none; pr-2: b 10.0.0.1");
 
         pods.apply(&told(&a));
         assert_eq!(
             written(&pods),
-            "pr-2: b 10.0.0.1",
+            "pr-1: none; pr-2: b 10.0.0.1",
             "only a word about the older one"
         );
 
         let mut pods = listed([&b]);
         pods.apply(&told(&a));
-        assert_eq!(written(&pods), "pr-1: a 10.0.0.1");
+        assert_eq!(written(&pods), "pr-1: a 10.0.0.1; pr-2: none");
     }
 
     #[test]
@@ -383,14 +410,14 @@ mod tests {
             (
                 "starting",
                 with(new.clone(), "/status/conditions", json!([])),
-                "",
+                "pr-1: none; pr-2: none",
             ),
-            ("ready", new.clone(), "pr-2: new 10.0.0.1"),
-            ("being deleted", deleted, ""),
+            ("ready", new.clone(), "pr-1: none; pr-2: new 10.0.0.1"),
+            ("being deleted", deleted, "pr-1: none"),
             (
                 "ended",
                 with(new, "/status/phase", json!("Failed")),
-                "pr-1: old 10.0.0.1",
+                "pr-1: old 10.0.0.1; pr-2: none",
             ),
         ] {
             pods.apply(&told(&pod));

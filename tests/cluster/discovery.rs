@@ -26,6 +26,9 @@ use crate::support::rights::{one_less, rule};
 /// What a route header says of a session that is not in the table.
 const UNKNOWN: &str = "baseline; reason=unknown-session";
 
+/// What it says of a session none of whose pods is ready.
+const NO_POD: &str = "none; reason=no-endpoint";
+
 /// How soon a change in the cluster is one in the proxy.
 const SOON: Duration = Duration::from_secs(1);
 
@@ -134,7 +137,7 @@ async fn up(proxy: &Proxy) -> bool {
 
 #[tokio::test]
 #[ignore = "needs a control plane: tests/cluster/run"]
-async fn a_session_comes_and_goes_with_the_readiness_of_its_pod() {
+async fn a_session_comes_and_goes_with_its_pod_and_is_served_while_that_is_ready() {
     let cluster = Cluster::shared().await;
     let namespace = cluster.namespace().await;
     let account = namespace.account("proxy", &rights()).await;
@@ -143,15 +146,22 @@ async fn a_session_comes_and_goes_with_the_readiness_of_its_pod() {
     kubelet.script("pr-orders-pr-1", Script::Unready);
     let baseline = Upstream::site("baseline").await;
     let proxy = setup(&namespace, &account, &baseline).start().await;
-    namespace.create(&pr_pod("pr-orders-pr-1", "pr-1")).await;
-    kubelet.ip("pr-orders-pr-1").await;
     assert_eq!(route_of(&proxy, "pr-1").await, UNKNOWN);
+    namespace.create(&pr_pod("pr-orders-pr-1", "pr-1")).await;
+    soon_goes_to(&proxy, "pr-1", NO_POD).await;
+    kubelet.ip("pr-orders-pr-1").await;
+    assert_eq!(route_of(&proxy, "pr-1").await, NO_POD);
 
     kubelet.make_ready("pr-orders-pr-1").await;
     soon_goes_to(&proxy, "pr-1", "pr-1").await;
     assert_eq!(served_by(&proxy, "pr-1").await, "pr-orders-pr-1");
     kubelet.make_unready("pr-orders-pr-1").await;
-    soon_goes_to(&proxy, "pr-1", UNKNOWN).await;
+    soon_goes_to(&proxy, "pr-1", NO_POD).await;
+    kubelet.make_ready("pr-orders-pr-1").await;
+    soon_goes_to(&proxy, "pr-1", "pr-1").await;
+    let crash = Script::CrashLoopBackOff { exit_code: 1 };
+    kubelet.play("pr-orders-pr-1", crash).await;
+    soon_goes_to(&proxy, "pr-1", NO_POD).await;
     kubelet.make_ready("pr-orders-pr-1").await;
     soon_goes_to(&proxy, "pr-1", "pr-1").await;
 
@@ -218,7 +228,7 @@ async fn an_address_that_went_to_another_pod_serves_that_one_only() {
     namespace.create(&pr_pod("new", "pr-2")).await;
 
     goes_to(&proxy, "pr-2", "pr-2").await;
-    assert_eq!(route_of(&proxy, "pr-1").await, UNKNOWN);
+    assert_eq!(route_of(&proxy, "pr-1").await, NO_POD);
 }
 
 #[tokio::test]
@@ -265,14 +275,14 @@ async fn an_api_server_that_starts_again_takes_no_session_with_it() {
     eventually("it is noticed again", async || up(&proxy).await).await;
     assert_eq!(served_by(&proxy, "pr-1").await, "one");
     kubelet.make_unready("one").await;
-    soon_goes_to(&proxy, "pr-1", UNKNOWN).await;
+    soon_goes_to(&proxy, "pr-1", NO_POD).await;
     kubelet.make_ready("one").await;
     soon_goes_to(&proxy, "pr-1", "pr-1").await;
 }
 
 #[tokio::test]
 #[ignore = "needs a control plane: tests/cluster/run"]
-async fn among_five_hundred_pods_a_session_comes_and_goes_in_under_a_second() {
+async fn among_five_hundred_pods_a_session_follows_its_pod_in_under_a_second() {
     const PODS: usize = 500;
     let cluster = Cluster::shared().await;
     let namespace = cluster.namespace().await;
@@ -297,7 +307,10 @@ async fn among_five_hundred_pods_a_session_comes_and_goes_in_under_a_second() {
     );
     let proxy = setup(&namespace, &account, &baseline).start().await;
     eventually("all are ready", async || {
-        proxy.metric("session_proxy_sessions", &[]).await == PODS as f64
+        let overview = proxy.ask_admin("/sessions").await.json();
+        let sessions = overview["sessions"].as_array().expect("a list");
+        let live = sessions.iter().filter(|session| session["state"] == "live");
+        live.count() == PODS
     })
     .await;
 
@@ -309,6 +322,11 @@ async fn among_five_hundred_pods_a_session_comes_and_goes_in_under_a_second() {
         kubelet.make_ready("new").await;
         soon_goes_to(&proxy, "new", "new").await;
         kubelet.make_unready("new").await;
-        soon_goes_to(&proxy, "new", UNKNOWN).await;
+        soon_goes_to(&proxy, "new", NO_POD).await;
     }
+    let pods = namespace.api::<Pod>();
+    pods.delete("new", &DeleteParams::default())
+        .await
+        .expect("the administrator may");
+    soon_goes_to(&proxy, "new", UNKNOWN).await;
 }

@@ -22,6 +22,9 @@ use crate::support::{PATIENCE, eventually, within};
 /// What a route header says of a session that is not in the table.
 const UNKNOWN: &str = "baseline; reason=unknown-session";
 
+/// What it says of a session none of whose pods is ready.
+const NO_POD: &str = "none; reason=no-endpoint";
+
 /// An API server, a baseline and addresses for pods.
 struct World {
     api: ApiServer,
@@ -68,7 +71,7 @@ async fn route_of(proxy: &Proxy, session: &str) -> String {
     answer.route().expect("every answer has a route")
 }
 
-/// Waits until requests of that session go there: `pr-1`, or [`UNKNOWN`].
+/// Waits until requests of that session go there: `pr-1`, [`NO_POD`] or [`UNKNOWN`].
 async fn goes_to(proxy: &Proxy, session: &str, route: &str) {
     let start = Instant::now();
     loop {
@@ -98,7 +101,7 @@ async fn told_of(proxy: &Proxy, session: &str) -> Value {
 }
 
 #[tokio::test]
-async fn a_session_is_there_while_its_pod_is_ready() {
+async fn a_session_is_known_while_it_has_a_pod_and_served_while_that_is_ready() {
     let world = World::new().await;
     let app = world.app(1, "pr-1").await;
     let pod = || ready("pr-orders-pr-1", "pr-1", ip(1));
@@ -106,6 +109,22 @@ async fn a_session_is_there_while_its_pod_is_ready() {
     assert_eq!(route_of(&proxy, "pr-1").await, UNKNOWN);
 
     world.api.apply(unready(pod()));
+    goes_to(&proxy, "pr-1", NO_POD).await;
+    let strayed = world.baseline.requests();
+    let told = told_of(&proxy, "pr-1").await;
+    assert_eq!(
+        (&told["state"], &told["source"]),
+        (&"empty".into(), &"discovery".into())
+    );
+    for way in Way::all() {
+        let request = Request::get("/").session("pr-1");
+        let answer = way.send(proxy.http(), request).await;
+        assert_eq!(
+            (answer.status, answer.reason().as_str()),
+            (503, "no-endpoint"),
+            "{way:?}"
+        );
+    }
     world.api.apply(pod());
     goes_to(&proxy, "pr-1", "pr-1").await;
     for way in Way::all() {
@@ -114,9 +133,10 @@ async fn a_session_is_there_while_its_pod_is_ready() {
     }
 
     world.api.apply(unready(pod()));
-    goes_to(&proxy, "pr-1", UNKNOWN).await;
+    goes_to(&proxy, "pr-1", NO_POD).await;
     world.api.apply(pod());
     goes_to(&proxy, "pr-1", "pr-1").await;
+    assert_eq!(world.baseline.requests(), strayed, "none since it is known");
     world.api.apply(ending(pod()));
     goes_to(&proxy, "pr-1", UNKNOWN).await;
     let so_far = app.requests();
@@ -124,6 +144,34 @@ async fn a_session_is_there_while_its_pod_is_ready() {
     world.api.delete("pr-orders-pr-1");
     assert_eq!(route_of(&proxy, "pr-1").await, UNKNOWN);
     assert_eq!(app.requests(), so_far, "a pod that goes is asked no more");
+    for said in [
+        "a session has come",
+        "a session has a ready pod now",
+        "a session has no ready pod any more",
+        "a session has gone",
+    ] {
+        proxy.logged(said).await;
+    }
+}
+
+#[tokio::test]
+async fn a_session_without_a_ready_pod_may_fall_back_to_the_baseline_and_says_so() {
+    let world = World::new().await;
+    world.api.apply(unready(ready("one", "pr-1", ip(1))));
+    let mut crashed = ready("two", "pr-2", ip(2));
+    crashed["status"]["phase"] = "Failed".into();
+    world.api.apply(crashed);
+    let mut unscheduled = ready("three", "pr-3", ip(3));
+    unscheduled["status"] = serde_json::json!({ "phase": "Pending" });
+    world.api.apply(unscheduled);
+    let setup = world.setup().listener("onUnavailable: baseline");
+
+    let proxy = setup.start().await;
+
+    for session in ["pr-1", "pr-2", "pr-3"] {
+        let route = route_of(&proxy, session).await;
+        assert_eq!(route, "baseline; reason=no-endpoint", "{session}");
+    }
 }
 
 #[tokio::test]
@@ -138,7 +186,7 @@ async fn pods_that_are_there_at_the_start_are_served_by_the_first_request() {
 
     let proxy = world.setup().start().await;
 
-    for (session, route) in [("pr-1", "pr-1"), ("pr-2", UNKNOWN), ("pr-3", UNKNOWN)] {
+    for (session, route) in [("pr-1", "pr-1"), ("pr-2", NO_POD), ("pr-3", UNKNOWN)] {
         assert_eq!(route_of(&proxy, session).await, route);
     }
 }
@@ -201,14 +249,15 @@ async fn an_address_that_went_to_another_pod_serves_that_one_only() {
     goes_to(&proxy, "pr-1", "pr-1").await;
 
     world.api.apply(unready(ready("new", "pr-2", ip(1))));
-    goes_to(&proxy, "pr-1", UNKNOWN).await;
+    goes_to(&proxy, "pr-1", NO_POD).await;
     let before = app.requests();
     world.api.apply(ready("new", "pr-2", ip(1)));
     goes_to(&proxy, "pr-2", "pr-2").await;
 
-    assert_eq!(route_of(&proxy, "pr-1").await, UNKNOWN);
+    assert_eq!(route_of(&proxy, "pr-1").await, NO_POD);
     assert_eq!(app.requests(), before + 1);
     world.api.delete("old");
+    goes_to(&proxy, "pr-1", UNKNOWN).await;
     assert_eq!(route_of(&proxy, "pr-2").await, "pr-2");
 }
 

@@ -151,7 +151,9 @@ async fn rights_that_are_taken_away_later_end_nothing() {
     let mut proxy = world.proxy().await;
 
     for verb in ["list", "watch"] {
-        world.api.refuse(verb, 403, "pods is forbidden");
+        world
+            .api
+            .refuse(verb, 403, "pods is forbidden: User \"u\" may not");
     }
     world.api.cut_watches();
 
