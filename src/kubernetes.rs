@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// watch is ended by the API server, in order, and one that nobody serves any more is noticed soon after.
 pub const WATCH_SECONDS: u32 = 25;
 
-/// The label that says which app a pod belongs to.
+/// The label that says which app something belongs to.
 pub const APP_LABEL: &str = "session-proxy/app";
 
 /// The label that says which session a pod of a pull request serves.
@@ -150,6 +150,14 @@ impl Refusal {
         self.response().map(|response| response.code)
     }
 
+    /// Whether a right is missing, as the authorizer puts it: `pods is forbidden: User "x" cannot list ...`.
+    /// Admission refuses with the same status: pod security, quotas, webhooks.
+    pub fn lacks_right(&self) -> bool {
+        self.response().is_some_and(|response| {
+            response.code == 403 && response.message.contains("is forbidden: User ")
+        })
+    }
+
     /// Whether asking again is in vain until somebody changes credentials or rights.
     pub fn is_for_want_of_rights(&self) -> bool {
         matches!(self.code(), Some(401 | 403))
@@ -164,7 +172,7 @@ impl fmt::Display for Refusal {
             namespace,
         } = &self.deed;
         match (self.code(), self.response()) {
-            (Some(403), Some(response)) => write!(
+            (Some(403), Some(response)) if self.lacks_right() => write!(
                 f,
                 "not allowed to {verb} {resource} in namespace {namespace}: {}; grant the verb {verb} on {resource}",
                 response.message
@@ -252,8 +260,12 @@ mod tests {
         let io = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
         for (refusal, expected) in [
             (
-                answered(403, "pods is forbidden"),
-                "not allowed to list pods in namespace staging: pods is forbidden; grant the verb list on pods",
+                answered(403, "pods is forbidden: User \"x\" cannot list"),
+                "not allowed to list pods in namespace staging: pods is forbidden: User \"x\" cannot list; grant the verb list on pods",
+            ),
+            (
+                answered(403, "violates PodSecurity"),
+                "cannot list pods in namespace staging: violates PodSecurity",
             ),
             (
                 answered(401, "Unauthorized"),

@@ -8,6 +8,7 @@ mod filter;
 use serde_json::{Map, Value, json};
 
 use super::intercept::{AppProtocol, Intercept, Mode};
+use super::objects::labels;
 
 /// How long mirrord's sender keeps an idle connection to the proxy, in milliseconds: less than the
 /// proxy's own keep-alive, so that no request is ever put on a connection that is being closed.
@@ -79,8 +80,8 @@ fn agent(intercept: &Intercept, proxy_uid: &str) -> Value {
         agent.insert(
             "labels".to_owned(),
             json!({
-                "session-proxy/app": intercept.app,
-                "session-proxy/proxy": proxy_uid,
+                labels::APP: intercept.app,
+                labels::PROXY: proxy_uid,
             }),
         );
         // All requests to the app cross the agent while a session is up; its usual 100 Mi are few.

@@ -26,10 +26,10 @@ use serde::Serialize;
 
 /// Keys of labels, by which everything is found again.
 pub mod labels {
-    /// The app; on everything, mirrord's agents too.
-    pub const APP: &str = "session-proxy/app";
-    /// The session; on PR pods only.
-    pub const SESSION: &str = "session-proxy/session";
+    /// On everything, mirrord's agents too.
+    pub use crate::kubernetes::APP_LABEL as APP;
+    /// On PR pods only.
+    pub use crate::kubernetes::SESSION_LABEL as SESSION;
     /// Uid of the pipeline run; on PR pods, when there was one.
     pub const PIPELINE_RUN: &str = "session-proxy/pipeline-run";
     /// Uid of the proxy pod; on mirrord's agents.

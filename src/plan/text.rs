@@ -16,6 +16,9 @@ const NAME_BYTES: usize = 253;
 /// The longest timeout. Who means "never" can live with a day.
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// The longest time that anything may last.
+const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
+
 /// Headers that end at each hop (RFC 9110 section 7.6.1), and those the proxy itself reads or writes.
 const TAKEN: [&str; 18] = [
     "baggage",
@@ -55,6 +58,13 @@ pub fn duration(text: &str, may_be_zero: bool) -> Result<Duration, String> {
     Err(format!(
         "{text:?} is out of range; allowed are {least} to 24h"
     ))
+}
+
+/// The same without a limit that a person would meet: ten years. Never zero.
+pub fn long_duration(text: &str) -> Result<Duration, String> {
+    let total =
+        sum_of_durations(text).filter(|total| (Duration::from_millis(1)..=LONGEST).contains(total));
+    total.ok_or_else(|| format!("{text:?} is not a duration; write for example 30m, 8h or 72h"))
 }
 
 fn sum_of_durations(text: &str) -> Option<Duration> {

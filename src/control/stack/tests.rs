@@ -1,7 +1,6 @@
 //! Stack files that load, ones that do not, and whatever else anyone may write.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
@@ -99,7 +98,7 @@ fn of_several_roots_the_first_in_the_file_is_the_entry() {
 }
 
 #[test]
-fn hostile_files_are_refused_quickly_and_in_few_words() {
+fn hostile_files_are_refused_in_few_words() {
     let apps = |each: &dyn Fn(usize) -> String, count: usize| {
         let apps: String = (0..count)
             .map(|index| format!("- {}\n", each(index)))
@@ -151,14 +150,7 @@ fn hostile_files_are_refused_quickly_and_in_few_words() {
         ("nothing but lines", "\n".repeat(1 << 20)),
         ("zeros", "\0".repeat(1 << 20)),
     ] {
-        let started = Instant::now();
         let problems = Stack::parse(what, text.as_bytes()).expect_err(what);
-        // Without optimization, beside other tests.
-        assert!(
-            started.elapsed() < Duration::from_secs(20),
-            "{what}: {:?}",
-            started.elapsed()
-        );
         assert!(problems.len() <= 101, "{what}: {}", problems.len());
         for problem in problems {
             let line = problem.to_string();
