@@ -356,6 +356,24 @@ mod tests {
     }
 
     #[test]
+    fn all_who_ask_at_the_same_moment_are_told_all_states() {
+        let board = Board::new();
+        board.enter(&pod("a", true));
+        board.set("uid-a", State::Live, "");
+        let live = r#"session_proxy_target_state{state="live",target="a"} 1"#;
+
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..200 {
+                        assert!(board.figures().contains(live));
+                    }
+                });
+            }
+        });
+    }
+
+    #[test]
     fn the_next_pod_of_the_same_name_keeps_its_series() {
         let board = Board::new();
         board.enter(&pod("a", true));

@@ -17,7 +17,6 @@ const PROBE_BUCKETS: [f64; 10] = [
 
 /// Families with the label `target`; a target's series go with it.
 pub(super) struct Figures {
-    states: IntGaugeVec,
     restarts: IntCounterVec,
     probes: HistogramVec,
     registry: Registry,
@@ -25,10 +24,6 @@ pub(super) struct Figures {
 
 impl Figures {
     pub(super) fn new() -> Self {
-        let states = Opts::new(
-            "session_proxy_target_state",
-            "1 for the state that a target's session is in, 0 for all others.",
-        );
         let restarts = Opts::new(
             "session_proxy_target_restarts_total",
             "Sessions that had to be started anew, by reason.",
@@ -40,16 +35,12 @@ impl Figures {
         .buckets(PROBE_BUCKETS.to_vec());
         let well_formed = "names and labels above are well formed";
         let figures = Self {
-            states: IntGaugeVec::new(states, &["target", "state"]).expect(well_formed),
             restarts: IntCounterVec::new(restarts, &["target", "reason"]).expect(well_formed),
             probes: HistogramVec::new(probes, &["target"]).expect(well_formed),
             registry: Registry::new(),
         };
         let once = "each family is registered once";
         let registry = &figures.registry;
-        registry
-            .register(Box::new(figures.states.clone()))
-            .expect(once);
         registry
             .register(Box::new(figures.restarts.clone()))
             .expect(once);
@@ -87,18 +78,34 @@ impl Figures {
 
     /// The Prometheus text format, version 0.0.4, with these targets' states.
     pub(super) fn text<'t>(&self, targets: impl Iterator<Item = &'t Target>) -> String {
-        self.states.reset();
-        for target in targets {
-            for state in State::ALL {
-                let gauge = self.states.with_label_values(&[&target.pod, state.word()]);
-                gauge.set(i64::from(state == target.state));
-            }
-        }
+        let mut families = states(targets).gather();
+        families.extend(self.registry.gather());
         let mut text = String::new();
-        if let Err(error) = TextEncoder::new().encode_utf8(&self.registry.gather(), &mut text) {
+        if let Err(error) = TextEncoder::new().encode_utf8(&families, &mut text) {
             // Only an empty or unnamed family fails, and the registry leaves empty ones out.
             tracing::warn!(%error, "metrics are incomplete");
         }
         text
     }
+}
+
+/// The states of these targets alone. Made anew for whoever asks: several may at the same moment.
+fn states<'t>(targets: impl Iterator<Item = &'t Target>) -> Registry {
+    let states = Opts::new(
+        "session_proxy_target_state",
+        "1 for the state that a target's session is in, 0 for all others.",
+    );
+    let states = IntGaugeVec::new(states, &["target", "state"])
+        .expect("the name and the labels above are well formed");
+    for target in targets {
+        for state in State::ALL {
+            let gauge = states.with_label_values(&[&target.pod, state.word()]);
+            gauge.set(i64::from(state == target.state));
+        }
+    }
+    let registry = Registry::new();
+    registry
+        .register(Box::new(states))
+        .expect("it is the only one");
+    registry
 }

@@ -11,8 +11,9 @@ use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference};
 use kube::api::{DeleteParams, PostParams, Preconditions};
 use kube::{Api, Client};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
-use tracing::debug;
+use tracing::{debug, warn};
 
 use crate::control::objects::labels;
 use crate::kubernetes::{Doing, Refusal};
@@ -22,6 +23,13 @@ const LASTS: Duration = Duration::from_secs(15);
 
 /// How often a holder says that it is there, and how often others look.
 const PERIOD: Duration = Duration::from_secs(4);
+
+/// For how long after it was written a lease is ours beyond doubt. It lasts longer by the time in which
+/// a start that was begun shows on the pod.
+const SURE: Duration = Duration::from_secs(10);
+
+/// How long one renewal may take: one that hangs must not cost the lease.
+const ANSWER: Duration = Duration::from_secs(4);
 
 /// How often a refused request is tried again: rights may be granted.
 const RETRY: Duration = Duration::from_secs(5);
@@ -46,7 +54,13 @@ pub(super) struct Claim {
 pub(super) struct Held {
     claim: Claim,
     lease: Lease,
+    /// When the last writing that succeeded was begun.
+    written_tx: watch::Sender<Instant>,
 }
+
+/// Whether a lease is held beyond doubt, for those who do not keep it.
+#[derive(Clone)]
+pub(super) struct Hold(watch::Receiver<Instant>);
 
 /// Why the lease is not ours yet.
 pub(super) enum Obstacle<'o> {
@@ -61,11 +75,13 @@ impl Claim {
     pub(super) async fn acquire(&self, mut told: impl FnMut(Obstacle<'_>)) -> Held {
         let mut patience = Patience::default();
         loop {
+            let begun = Instant::now();
             let pause = match self.attempt(&mut patience).await {
                 Ok(Ok(lease)) => {
                     return Held {
                         claim: self.clone(),
                         lease,
+                        written_tx: watch::Sender::new(begun),
                     };
                 }
                 Ok(Err(holder)) => {
@@ -177,16 +193,45 @@ impl Claim {
 
 impl Held {
     /// Renews the lease until somebody else has it.
+    ///
+    /// One that cannot be renewed is no reason to end what lives: most often the API server is away for
+    /// all. But nothing may be started under it, see [`Hold`].
     pub(super) async fn keep(&mut self) {
+        let mut is_told = false;
         loop {
             sleep(PERIOD).await;
-            match self.renew().await {
-                Ok(true) => {}
-                Ok(false) => return,
-                // Nobody else can write either, or only somebody whose rights are better than ours.
-                Err(refusal) => debug!(%refusal, "the lease is not renewed"),
+            let begun = Instant::now();
+            let why = match timeout(ANSWER, self.renew()).await {
+                Ok(Ok(true)) => {
+                    self.written_tx.send_replace(begun);
+                    is_told = false;
+                    continue;
+                }
+                Ok(Ok(false)) => return,
+                Ok(Err(refusal)) => refusal.to_string(),
+                Err(_) => format!("no answer within {ANSWER:?}"),
+            };
+            let pod = &self.claim.pod;
+            if is_told || self.hold().is_sure() {
+                debug!(pod, why, "the lease is not renewed");
+            } else {
+                warn!(pod, why, "the lease is not renewed: no session is started");
+                is_told = true;
             }
         }
+    }
+
+    /// Keeps the lease until that is done. When somebody else has it first, that is done all the same.
+    pub(super) async fn keep_until(&mut self, done: impl Future<Output = ()>) {
+        tokio::pin!(done);
+        tokio::select! {
+            () = &mut done => {}
+            () = self.keep() => done.await,
+        }
+    }
+
+    pub(super) fn hold(&self) -> Hold {
+        Hold(self.written_tx.subscribe())
     }
 
     /// Whether the lease is still ours.
@@ -226,6 +271,21 @@ impl Held {
                 }
             }
             Err(_) => debug!("the lease is not given back in time"),
+        }
+    }
+}
+
+impl Hold {
+    pub(super) fn is_sure(&self) -> bool {
+        self.0.borrow().elapsed() < SURE
+    }
+
+    /// Waits until the lease is held beyond doubt; for ever when it is kept no more.
+    pub(super) async fn sure(&mut self) {
+        while !self.is_sure() {
+            if self.0.changed().await.is_err() {
+                std::future::pending().await
+            }
         }
     }
 }

@@ -24,6 +24,7 @@ use super::cause::Cause;
 use super::child::{Child, Programs, Stage};
 use super::files::Folder;
 use super::household::Household;
+use super::lease::Hold;
 use super::ports::{Ports, Taken};
 use super::targets::TargetPod;
 use super::witness::Witness;
@@ -81,6 +82,13 @@ struct Running {
     live_since: Option<Instant>,
 }
 
+impl Running {
+    /// Whether requests may have been handed to it.
+    fn serves(&self) -> bool {
+        self.child.speech.has_reached(Stage::Listening)
+    }
+}
+
 impl Session {
     pub(super) fn new(
         post: Arc<Post>,
@@ -115,13 +123,15 @@ impl Session {
                 held = claimed => held,
                 () = &mut over => return,
             };
+            let hold = held.hold();
             tokio::select! {
                 () = held.keep() => {
                     self.end("another proxy took the pod's lease").await;
                 }
-                () = self.serve() => {}
+                () = self.serve(hold) => {}
                 () = &mut over => {
-                    self.end(self.scene.why_over()).await;
+                    let why = self.scene.why_over();
+                    held.keep_until(self.end(why)).await;
                     held.release().await;
                     return;
                 }
@@ -130,10 +140,14 @@ impl Session {
     }
 
     /// One child after the other, for ever.
-    async fn serve(&mut self) {
+    async fn serve(&mut self, mut hold: Hold) {
         loop {
             self.scene.startable().await;
-            let cause = self.attempt().await;
+            let cause = self.attempt(&mut hold).await;
+            if cause.is_loss() {
+                // At once: to clean up takes its time, in which no request is taken.
+                self.scene.show(&cause);
+            }
             let container_id = self.clean_up().await;
             self.scene.clear_agents().await;
             if self.scene.is_leaving() {
@@ -148,8 +162,8 @@ impl Session {
     }
 
     /// One child, from its start to why it ended.
-    async fn attempt(&mut self) -> Cause {
-        let started = self.start().await;
+    async fn attempt(&mut self, hold: &mut Hold) -> Cause {
+        let started = self.start(hold).await;
         let (Some(running), scene) = (self.running.as_mut(), &self.scene) else {
             return started
                 .err()
@@ -178,13 +192,18 @@ impl Session {
         }
     }
 
-    async fn start(&mut self) -> Result<Witness, Cause> {
+    async fn start(&mut self, hold: &mut Hold) -> Result<Witness, Cause> {
         let scene = &self.scene;
         let post = &scene.post;
         scene.set(State::Starting, "waits for its turn");
         let _turn = post.starts.acquire().await.expect("never closed");
         scene.set(State::Starting, "mirrord starts");
         scene.clear_agents().await;
+        if !hold.is_sure() {
+            // Somebody else may have the pod by now.
+            scene.set(State::Starting, "waits until the pod's lease is renewed");
+            hold.sure().await;
+        }
         let Some(pod) = scene.pod.borrow().clone() else {
             return Err(Cause::Stuck("the pod is gone".to_owned()));
         };
@@ -215,9 +234,15 @@ impl Session {
         running.container_id
     }
 
-    /// Ends the child gently.
+    /// Ends the child gently, if there is anything in it to be gentle with.
     async fn end(&mut self, why: &str) {
-        let Some(mut running) = self.running.take() else {
+        let Some(mut running) = self.running.take_if(|running| running.serves()) else {
+            if self.running.is_some() {
+                self.scene.set(State::Ending, why);
+                self.clean_up().await;
+                // Its agent may still be on its way, and nobody will ask for it.
+                self.scene.clear_agents().await;
+            }
             return;
         };
         let scene = &self.scene;

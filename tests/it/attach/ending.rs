@@ -148,4 +148,30 @@ async fn a_start_is_broken_off() {
     let status = attached.wait_exit(Duration::from_secs(5)).await;
     assert_eq!(status.code(), Some(0));
     assert!(staging.cluster.all("leases").is_empty());
+    assert!(staging.cluster.all("jobs").is_empty());
+}
+
+#[tokio::test]
+async fn a_pod_is_held_for_as_long_as_its_session_drains() {
+    let staging = Staging::new().await;
+    let pod = staging.replica("orders-1").await;
+    let release = Arc::new(Notify::new());
+    let slow = slow_pr_pod(&staging, release.clone()).await;
+    let mut attached = Attached::to(&staging).await;
+    attached.readiness(200, "ready").await;
+    let request = Request::get("/").session("pr-42").header("host", "orders");
+    let mut wire = raw::connect(pod.address).await;
+    wire.send(request.to_h1("/")).await.expect("it is read");
+    eventually("it is under way", || slow.requests() == 1).await;
+    attached.signal("TERM");
+    attached.reaches("orders-1", "ending").await;
+    let written = || staging.cluster.asked("update", "leases");
+    let before = written();
+
+    eventually("the lease is renewed", || written() > before).await;
+
+    release.notify_one();
+    let status = attached.wait_exit(Duration::from_secs(15)).await;
+    assert_eq!(status.code(), Some(0));
+    assert!(staging.cluster.all("leases").is_empty());
 }

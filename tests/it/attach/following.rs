@@ -137,3 +137,31 @@ async fn copies_of_requests_prove_a_session_that_only_mirrors() {
     // What has no session of its own must not reach the app a second time.
     assert_eq!(staging.baseline.requests(), 0);
 }
+
+#[tokio::test]
+async fn pods_that_come_and_go_leave_no_files_behind() {
+    let staging = Staging::new().await;
+    let attached = Attached::to(&staging).await;
+    for name in ["orders-1", "orders-2", "orders-3"] {
+        let pod = staging.replica(name).await;
+        attached.reaches(name, "live").await;
+        staging.remove(&pod);
+        attached.readiness(503, "no target pod").await;
+    }
+
+    let folders = std::fs::read_dir(staging.setting().temp).expect("it is there");
+    let own = folders
+        .flatten()
+        .find(|entry| {
+            entry
+                .file_name()
+                .to_string_lossy()
+                .starts_with("session-proxy-")
+        })
+        .expect("attach has a folder");
+
+    assert_eq!(
+        std::fs::read_dir(own.path()).expect("it is there").count(),
+        2
+    );
+}

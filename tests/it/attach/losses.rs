@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde_json::json;
+
 use crate::support::attached::Attached;
 use crate::support::eventually;
 use crate::support::staging::Staging;
@@ -125,4 +127,24 @@ async fn a_pod_that_lets_nobody_in_is_deleted_where_that_is_allowed() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     attached.readiness(503, "no target pod").await;
+}
+
+#[tokio::test]
+async fn a_loss_is_told_before_what_is_left_of_the_session_has_gone() {
+    let staging = Staging::new().await;
+    let (pod, attached) = live(&staging, &[]).await;
+    let uid = attached.target("orders-1").await["uid"].clone();
+    let labels = json!({ "session-proxy/proxy": "proxy-1", "session-proxy/target": uid });
+    staging.cluster.apply(
+        "pods",
+        json!({ "metadata": { "name": "stays", "labels": labels }, "status": { "phase": "Running" } }),
+    );
+
+    pod.deafen();
+
+    let patience = Duration::from_secs(9);
+    attached.reaches_within("orders-1", "lost", patience).await;
+    attached.readiness(503, "orders-1 is lost").await;
+    staging.cluster.delete("pods", "stays");
+    attached.recovers("orders-1", "silent").await;
 }

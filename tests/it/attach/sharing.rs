@@ -1,6 +1,6 @@
 //! One owner for each target pod, however many proxies there are.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -107,4 +107,37 @@ async fn a_lease_goes_with_its_pod() {
 
     attached.readiness(503, "no target pod").await;
     assert!(staging.cluster.all("leases").is_empty());
+}
+
+#[tokio::test]
+async fn nothing_is_started_under_a_lease_that_cannot_be_renewed_and_nothing_ended() {
+    let staging = Staging::new().await;
+    let pod = staging.replica("orders-1").await;
+    let attached = Attached::to(&staging).await;
+    attached.reaches("orders-1", "live").await;
+    staging.cluster.refuse("update", "leases");
+    let start = Instant::now();
+    while !attached
+        .stderr()
+        .contains("the lease is not renewed: no session is started")
+    {
+        assert!(start.elapsed() < Duration::from_secs(25), "it is not told");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    attached.reaches("orders-1", "live").await;
+
+    pod.deafen();
+
+    let start = Instant::now();
+    while attached.target("orders-1").await["message"] != "waits until the pod's lease is renewed" {
+        assert!(
+            start.elapsed() < Duration::from_secs(25),
+            "it does not wait"
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(pod.starts(), 1);
+    staging.cluster.allow("update", "leases");
+    attached.reaches("orders-1", "live").await;
+    assert_eq!((pod.starts(), pod.overlaps()), (2, 0));
 }

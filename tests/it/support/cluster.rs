@@ -115,6 +115,12 @@ impl Cluster {
         self.store.change(|state| state.refused.insert(refused));
     }
 
+    /// From now on this is allowed again.
+    pub fn allow(&self, verb: &str, resource: &str) {
+        let refused = (verb.to_owned(), resource.to_owned());
+        self.store.change(|state| state.refused.remove(&refused));
+    }
+
     /// How often this was asked for.
     pub fn asked(&self, verb: &str, resource: &str) -> usize {
         let state = self.store.state();

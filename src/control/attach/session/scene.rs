@@ -79,12 +79,17 @@ impl Scene {
             "a session is to be started anew"
         );
         self.post.board.restarts(&self.uid, cause);
+        self.show(cause);
+    }
+
+    /// Says that there is no session.
+    pub(super) fn show(&self, cause: &Cause) {
         let state = match cause {
             Cause::Occupied => State::Occupied,
             _ if cause.is_loss() => State::Lost,
             _ => State::Failed,
         };
-        self.set(state, &message);
+        self.set(state, &cause.message());
     }
 
     /// Why mirrord's agent does not come up, if the cluster knows a reason.

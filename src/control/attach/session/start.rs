@@ -40,15 +40,16 @@ impl Scene {
             labels[objects::labels::TARGET] = self.uid.as_str().into();
         }
         let proxy = files::proxy(&post.intercept, &ports.locals, ports.admin);
+        // By a port that is the child's alone while it lives: the next one's files take the place of
+        // those that nobody reads any more.
+        let number = ports.admin.port();
         let task = Task {
             pod: &pod.name,
             mark: &format!("{}-{:08x}", self.uid, fastrand::u32(..)),
             mirrord_file: &post
                 .folder
-                .write(&format!("{}-mirrord.json", self.uid), &mirrord)?,
-            proxy_file: &post
-                .folder
-                .write(&format!("{}-proxy.json", self.uid), &proxy)?,
+                .write(&format!("{number}-mirrord.json"), &mirrord)?,
+            proxy_file: &post.folder.write(&format!("{number}-proxy.json"), &proxy)?,
         };
         Child::start(&post.household, &post.programs, &task)
     }
