@@ -9,9 +9,8 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::rbac::v1::PolicyRule;
-use kube::Api;
-use kube::api::{DeleteParams, ListParams, PostParams};
-use serde_json::{Value, json};
+use kube::api::{DeleteParams, ListParams};
+use serde_json::Value;
 use session_proxy::control::intercept::{
     Agent, AppProtocol, Intercept, Mode, Port, Target, TargetKind,
 };
@@ -19,10 +18,11 @@ use session_proxy::control::objects::proxy::Proxy;
 use tempfile::TempDir;
 
 use crate::it::support::attached::{self, Attached, Setting};
-use crate::it::support::hub::{Fate, Home, Hub, agent_labels, job_name};
+use crate::it::support::hub::{Fate, Hub};
 use crate::it::support::stand_in;
 use crate::it::support::target_pod::TargetPod;
 use crate::support::account::Account;
+use crate::support::agents::Agents;
 use crate::support::baseline::{Baseline, PORT};
 use crate::support::cluster::Cluster;
 use crate::support::kubelet::Kubelet;
@@ -41,71 +41,6 @@ struct Bed {
     folder: TempDir,
 }
 
-/// Agents as Jobs of the namespace.
-struct Agents {
-    jobs: Api<Job>,
-    pods: Api<Pod>,
-}
-
-impl Home for Agents {
-    async fn admit(&self, session: &str, config: &Value) {
-        self.create(session, config).await;
-        while !self.lives(session).await {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-
-    async fn refuse(&self, session: &str, config: &Value) {
-        self.create(session, config).await;
-        // mirrord waits for a minute, the Job's controller complains much earlier.
-        tokio::time::sleep(Duration::from_secs(3)).await;
-    }
-
-    async fn remove(&self, session: &str) {
-        // It may be gone already.
-        let params = DeleteParams::background();
-        let _ = self.jobs.delete(&job_name(session), &params).await;
-    }
-
-    async fn lives(&self, session: &str) -> bool {
-        let params = ListParams::default().labels(&format!("job-name={}", job_name(session)));
-        let pods = self
-            .pods
-            .list(&params)
-            .await
-            .expect("the administrator may list");
-        pods.items.iter().any(|pod| {
-            let phase = pod
-                .status
-                .as_ref()
-                .and_then(|status| status.phase.as_deref());
-            pod.metadata.deletion_timestamp.is_none() && phase == Some("Running")
-        })
-    }
-}
-
-impl Agents {
-    async fn create(&self, session: &str, config: &Value) {
-        let labels = agent_labels(config);
-        let job = json!({
-            "metadata": { "name": job_name(session), "labels": labels },
-            "spec": { "backoffLimit": 0, "template": {
-                "metadata": { "labels": labels },
-                "spec": {
-                    "restartPolicy": "Never",
-                    "hostPID": true,
-                    "containers": [{ "name": "mirrord-agent", "image": "registry.example/agent:1" }],
-                },
-            } },
-        });
-        let job = serde_json::from_value(job).expect("this is a job");
-        self.jobs
-            .create(&PostParams::default(), &job)
-            .await
-            .expect("the administrator may make jobs");
-    }
-}
-
 impl Bed {
     async fn new(cluster: &Cluster, replicas: usize) -> Self {
         let namespace = cluster.namespace().await;
@@ -119,10 +54,7 @@ impl Bed {
         replicas: usize,
     ) -> Self {
         let home = agents.unwrap_or(&namespace);
-        let hub = Hub::new(Arc::new(Agents {
-            jobs: home.api(),
-            pods: home.api(),
-        }));
+        let hub = Hub::new(Arc::new(Agents::of(home)));
         let hub = Arc::new(hub.await);
         let kubelet = Kubelet::of(&namespace).await;
         let pods = Arc::new(Mutex::new(Vec::new()));

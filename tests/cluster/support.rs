@@ -10,11 +10,14 @@
 
 pub mod account;
 pub mod address;
+pub mod agents;
 pub mod baseline;
 pub mod cluster;
 pub mod kubelet;
 pub mod namespace;
 pub mod rights;
+pub mod run;
+pub mod stage;
 
 use std::time::{Duration, Instant};
 

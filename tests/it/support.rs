@@ -10,6 +10,7 @@
 )]
 
 pub mod api_server;
+pub mod app;
 pub mod attached;
 pub mod certs;
 pub mod client;

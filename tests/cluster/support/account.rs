@@ -13,7 +13,7 @@ use kube::{Api, Client};
 use serde_json::json;
 use tempfile::TempDir;
 
-use super::cluster::client_of;
+use super::cluster::{Cluster, client_of};
 use super::eventually;
 use super::namespace::Namespace;
 
@@ -26,19 +26,24 @@ pub struct Account {
 
 impl Account {
     pub(super) async fn new(namespace: &Namespace, name: &str) -> Self {
-        let account = Self {
-            name: name.to_owned(),
-            namespace: namespace.name().to_owned(),
-            folder: tempfile::tempdir().expect("a writable temp folder"),
-        };
         namespace
             .create(&ServiceAccount {
                 metadata: named(name),
                 ..ServiceAccount::default()
             })
             .await;
-        let token = token_of(namespace, name).await;
-        let text = kubeconfig(namespace, &token);
+        Self::existing(namespace.cluster(), namespace.name(), name).await
+    }
+
+    /// The account of that name, which somebody else has made, with the rights that they gave it.
+    pub async fn existing(cluster: &Cluster, namespace: &str, name: &str) -> Self {
+        let account = Self {
+            name: name.to_owned(),
+            namespace: namespace.to_owned(),
+            folder: tempfile::tempdir().expect("a writable temp folder"),
+        };
+        let token = token_of(cluster, namespace, name).await;
+        let text = kubeconfig(cluster, namespace, &token);
         std::fs::write(account.kubeconfig(), text).expect("the folder is writable");
         account
     }
@@ -128,7 +133,7 @@ impl Account {
     }
 }
 
-async fn token_of(namespace: &Namespace, account: &str) -> String {
+async fn token_of(cluster: &Cluster, namespace: &str, account: &str) -> String {
     let request = TokenRequest {
         spec: TokenRequestSpec {
             expiration_seconds: Some(3600),
@@ -136,8 +141,7 @@ async fn token_of(namespace: &Namespace, account: &str) -> String {
         },
         ..TokenRequest::default()
     };
-    let answer = namespace
-        .api::<ServiceAccount>()
+    let answer = Api::<ServiceAccount>::namespaced(cluster.client(), namespace)
         .create_token_request(account, &PostParams::default(), &request)
         .await
         .expect("the administrator may ask for tokens");
@@ -145,16 +149,16 @@ async fn token_of(namespace: &Namespace, account: &str) -> String {
 }
 
 /// The administrator's kubeconfig, with this token in his place.
-fn kubeconfig(namespace: &Namespace, token: &str) -> String {
-    let admin = read(&namespace.cluster().kubeconfig());
-    let cluster = admin.pointer("/clusters/0/cluster").expect("one cluster");
+fn kubeconfig(cluster: &Cluster, namespace: &str, token: &str) -> String {
+    let admin = read(&cluster.kubeconfig());
+    let plane = admin.pointer("/clusters/0/cluster").expect("one cluster");
     json!({
         "apiVersion": "v1",
         "kind": "Config",
-        "clusters": [{"name": "plane", "cluster": cluster}],
+        "clusters": [{"name": "plane", "cluster": plane}],
         "users": [{"name": "account", "user": {"token": token}}],
         "contexts": [{"name": "plane", "context": {
-            "cluster": "plane", "user": "account", "namespace": namespace.name(),
+            "cluster": "plane", "user": "account", "namespace": namespace,
         }}],
         "current-context": "plane",
     })

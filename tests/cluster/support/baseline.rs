@@ -9,7 +9,7 @@ use serde_json::json;
 use super::namespace::Namespace;
 use super::{eventually, found};
 
-/// The port of every app here.
+/// The port of every app that is told no other.
 pub const PORT: u16 = 8080;
 
 /// An app that was there before any pull request. Goes with its namespace.
@@ -22,7 +22,12 @@ pub struct Baseline {
 impl Baseline {
     /// The app with that many ready replicas. A kubelet must be at work in the namespace.
     pub async fn deploy(namespace: &Namespace, name: &str, replicas: usize) -> Self {
-        namespace.create(&deployment(name, replicas)).await;
+        Self::deploy_on(PORT, namespace, name, replicas).await
+    }
+
+    /// The same, listening on another port.
+    pub async fn deploy_on(port: u16, namespace: &Namespace, name: &str, replicas: usize) -> Self {
+        namespace.create(&deployment(name, replicas, port)).await;
         namespace.create(&service(name)).await;
         let baseline = Self {
             name: name.to_owned(),
@@ -98,7 +103,7 @@ pub fn name_of(pod: &Pod) -> String {
 }
 
 /// With all that a pull request's pod is to take over: a port, environment, probes, resources.
-fn deployment(name: &str, replicas: usize) -> Deployment {
+fn deployment(name: &str, replicas: usize, port: u16) -> Deployment {
     let object = json!({
         "metadata": {"name": name, "labels": {"app": name}},
         "spec": {
@@ -111,7 +116,7 @@ fn deployment(name: &str, replicas: usize) -> Deployment {
                     "containers": [{
                         "name": name,
                         "image": format!("registry.example/{name}:live"),
-                        "ports": [{"name": "http", "containerPort": PORT}],
+                        "ports": [{"name": "http", "containerPort": port}],
                         "env": [
                             {"name": "APP", "value": name},
                             {"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},

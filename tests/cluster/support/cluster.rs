@@ -3,20 +3,31 @@
 //! Tests run beside each other in namespaces of their own. One that takes the API server away has to
 //! be alone, and gets the means for it only then.
 
+use std::fmt::Debug;
 use std::io::{BufRead, BufReader, Write};
 use std::ops::Deref;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use k8s_openapi::api::apps::v1::ReplicaSet;
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace as Object, ServiceAccount};
+use kube::api::{DeleteParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Client, Config};
+use kube::{Api, Client, Config};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
 use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::namespace::Namespace;
 
 /// The variable that names the folder of a running plane.
 const VARIABLE: &str = "SESSION_PROXY_TEST_CLUSTER";
+
+/// How long controllers may stay away after the API server was.
+const CONTROLLERS: Duration = Duration::from_secs(180);
 
 static TURNS: RwLock<()> = RwLock::const_new(());
 
@@ -87,12 +98,50 @@ impl AloneInCluster {
         self.say("stop-api").await;
     }
 
-    /// Gives it back, at the same address and with the same data; returns when it is ready.
+    /// Gives it back, at the same address and with the same data; returns when it is ready, and the controllers
+    /// are back.
     ///
     /// It has forgotten what happened before: a watch goes on where it was only if nothing at all was
     /// written between the last that it saw and the stop, else it is told to list again (410).
     pub async fn start_api(&self) {
         self.say("start-api").await;
+        self.controllers_return().await;
+    }
+
+    /// The controllers were refused meanwhile, and each looks again only after a while that grows with
+    /// every refusal. The tests to come should not have to wait for that.
+    async fn controllers_return(&self) {
+        let name = format!("controllers-{:08x}", fastrand::u32(..));
+        let namespaces: Api<Object> = Api::all(self.client());
+        let metadata = json!({"metadata": {"name": name}});
+        make(&namespaces, metadata).await;
+        let accounts: Api<ServiceAccount> = Api::namespaced(self.client(), &name);
+        let maps: Api<ConfigMap> = Api::namespaced(self.client(), &name);
+        let sets: Api<ReplicaSet> = Api::namespaced(self.client(), &name);
+        let nobody =
+            json!([{"apiVersion": "v1", "kind": "Pod", "name": "nobody", "uid": "nobody"}]);
+        let owned = json!({"metadata": {"name": "owned", "ownerReferences": nobody}});
+        make(&maps, owned).await;
+        let labels = json!({"app": "any"});
+        let containers = json!([{"name": "app", "image": "registry.example/app:1"}]);
+        let template = json!({"metadata": {"labels": labels}, "spec": {"containers": containers}});
+        let spec = json!({"selector": {"matchLabels": labels}, "template": template});
+        make(&sets, json!({"metadata": {"name": "any"}, "spec": spec})).await;
+
+        let start = Instant::now();
+        loop {
+            let set = sets.get("any").await.ok().and_then(|set| set.status);
+            let are_back = accounts.get("default").await.is_ok()
+                && maps.get("owned").await.is_err()
+                && set.is_some_and(|status| status.replicas == 1);
+            if are_back {
+                break;
+            }
+            assert!(start.elapsed() < CONTROLLERS, "the controllers stay away");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        // What fails here ends with the plane.
+        let _ = namespaces.delete(&name, &DeleteParams::default()).await;
     }
 
     async fn say(&self, word: &'static str) {
@@ -117,6 +166,15 @@ impl Drop for AloneInCluster {
         // Where this fails, every test to come will say so.
         let _ = say(&self.folder, "start-api");
     }
+}
+
+async fn make<K>(api: &Api<K>, object: serde_json::Value)
+where
+    K: Clone + Debug + DeserializeOwned + Serialize,
+{
+    let object = serde_json::from_value(object).expect("it is one");
+    let made = api.create(&PostParams::default(), &object).await;
+    made.expect("the administrator may make anything");
 }
 
 /// A client with the rights of that kubeconfig.

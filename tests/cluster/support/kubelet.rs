@@ -17,6 +17,7 @@ use std::future::Future;
 use std::net::Ipv4Addr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
@@ -27,7 +28,7 @@ use self::logs::Logs;
 use self::node::Node;
 use self::status::Containers;
 use super::namespace::Namespace;
-use super::{address, found};
+use super::{PATIENCE, address};
 
 /// How a pod fares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -217,8 +218,15 @@ impl Kubelet {
     }
 
     async fn place(&self, pod: &str) -> Place {
-        let what = format!("a place for pod {pod}");
-        found(&what, async || self.shared.desk().places.get(pod).cloned()).await
+        let start = Instant::now();
+        // By hand: a future with a closure in it cannot be spawned.
+        loop {
+            if let Some(place) = self.shared.desk().places.get(pod).cloned() {
+                return place;
+            }
+            assert!(start.elapsed() < PATIENCE, "no place for pod {pod}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 }
 

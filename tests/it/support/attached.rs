@@ -224,7 +224,7 @@ pub fn command(setting: &Setting, uid: &str, flags: &[&str]) -> Command {
 }
 
 /// Below the ports that the kernel gives to others, and apart from those of other tests.
-fn local_ports() -> u16 {
+pub fn local_ports() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let of_process = u16::try_from(std::process::id() % 40).expect("small") * 256;
     let of_test = NEXT.fetch_add(1, Ordering::SeqCst) % 16 * 16;
