@@ -6,6 +6,7 @@
 
 pub mod attach;
 pub mod cleanup;
+pub mod cluster;
 pub mod deploy;
 pub mod intercept;
 pub mod mirrord;
@@ -13,8 +14,12 @@ pub mod objects;
 pub mod proof;
 pub mod pull_request;
 pub mod resolve;
+pub mod signals;
 pub mod stack;
+mod targets;
 pub mod verify;
+pub mod words;
+pub mod workload;
 
 use crate::config::Problem;
 

@@ -89,30 +89,12 @@ pub struct Resolve {
     pub stack_json_file: Option<PathBuf>,
 }
 
-/// How requests reach the PR pod.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Backend {
-    /// mirrord's agent steals them
-    Mirrord,
-    /// A Telepresence intercept
-    Telepresence,
-}
-
-/// How mirrord's agent is started.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum AgentKind {
-    /// As a Job of its own.
-    Job,
-    /// As an ephemeral container of the target pod.
-    Ephemeral,
-}
-
 /// `session-proxy deploy`
 #[derive(Debug, Args)]
 pub struct Deploy {
-    /// How requests reach the PR pod
-    #[arg(long, env = "BACKEND", default_value = "mirrord", value_parser = word(Backend::Mirrord))]
-    pub backend: Backend,
+    /// How requests reach the PR pod: mirrord [default: mirrord]
+    #[arg(long, value_name = "NAME", env = "BACKEND")]
+    pub backend: Option<String>,
 
     /// The pull request.
     #[command(flatten)]
@@ -122,7 +104,7 @@ pub struct Deploy {
     #[arg(long, value_name = "JSON", env = "BUILT_IMAGES")]
     pub built_images: Option<String>,
 
-    /// Image of the proxy pod
+    /// Image of the proxy pod, with session-proxy and mirrord in it [default: session-proxy:VERSION]
     #[arg(long, value_name = "IMAGE", env = "PROXY_IMAGE")]
     pub proxy_image: Option<String>,
 
@@ -138,9 +120,9 @@ pub struct Deploy {
     #[arg(long, value_name = "IMAGE", env = "AGENT_IMAGE")]
     pub agent_image: Option<String>,
 
-    /// How mirrord's agent is started
-    #[arg(long, env = "AGENT_KIND", default_value = "job", value_parser = word(AgentKind::Job))]
-    pub agent_kind: AgentKind,
+    /// How mirrord's agent is started: job, or ephemeral for a container in the target's pod [default: job]
+    #[arg(long, value_name = "KIND", env = "AGENT_KIND")]
+    pub agent_kind: Option<String>,
 
     /// Mark the intercept as expired after this long, for `cleanup --expired`
     #[arg(long, value_name = "DURATION", env = "TTL")]
@@ -154,7 +136,7 @@ pub struct Deploy {
     #[arg(long, value_name = "FILE", env = "OUT", value_parser = path())]
     pub out: Option<PathBuf>,
 
-    /// Print the objects as YAML and touch nothing
+    /// Print the objects as YAML and touch nothing; the targets are read where they can be
     #[arg(long, env = "DRY_RUN", value_parser = switch())]
     pub dry_run: bool,
 
@@ -191,6 +173,10 @@ pub struct Verify {
     #[arg(long, value_name = "PATH", env = "PROBE_PATH")]
     pub path: Option<String>,
 
+    /// Path of the request that passes the whole chain; of a gRPC entry a method [default: --path]
+    #[arg(long, value_name = "PATH", env = "CHAIN_PATH")]
+    pub chain_path: Option<String>,
+
     /// What must show that the PR pod answered
     #[arg(long, env = "WITNESS", default_value = "app", value_parser = word(Witness::App))]
     pub witness: Witness,
@@ -202,6 +188,10 @@ pub struct Verify {
     /// Only measure untagged traffic, and write that here
     #[arg(long, value_name = "FILE", env = "MEASURE_BASELINE", value_parser = path())]
     pub measure_baseline: Option<PathBuf>,
+
+    /// How many times slower untagged traffic may be than measured; 100 ms are always quick enough [default: 10]
+    #[arg(long, value_name = "FACTOR", env = "MAX_SLOWDOWN")]
+    pub max_slowdown: Option<String>,
 
     /// Write the report as JSON here
     #[arg(long, value_name = "FILE", env = "OUT", value_parser = path())]
@@ -231,9 +221,9 @@ pub struct Cleanup {
     #[arg(long, env = "EXPIRED", value_parser = switch())]
     pub expired: bool,
 
-    /// Accepted for symmetry with deploy; objects of either backend are found by label
-    #[arg(long, env = "BACKEND", value_parser = word(Backend::Mirrord))]
-    pub backend: Option<Backend>,
+    /// Accepted for symmetry with deploy; whatever the backend, objects are found by label
+    #[arg(long, value_name = "NAME", env = "BACKEND")]
+    pub backend: Option<String>,
 
     /// The JSON map of app to PR pod that `deploy` wrote, to hold against what is found
     #[arg(long, value_name = "JSON", env = "DEPLOYED_PODS")]
@@ -361,14 +351,12 @@ mod tests {
 
     #[test]
     fn an_empty_value_counts_as_not_given() {
-        let line =
-            "session-proxy deploy --backend= --agent-kind= --out= --stack-file= --build-apps=";
-        let cli::Command::Deploy(deploy) = Cli::parse_from(line.split(' ')).command else {
+        let line = "session-proxy verify --witness= --out= --stack-file= --build-apps=";
+        let cli::Command::Verify(verify) = Cli::parse_from(line.split(' ')).command else {
             panic!("{line}")
         };
-        assert_eq!(deploy.backend, Backend::Mirrord);
-        assert_eq!(deploy.agent_kind, AgentKind::Job);
-        assert_eq!(deploy.out, Some(PathBuf::new()));
+        assert_eq!(verify.witness, Witness::App);
+        assert_eq!(verify.out, Some(PathBuf::new()));
     }
 
     #[test]
@@ -388,11 +376,8 @@ mod tests {
 
     #[test]
     fn a_word_is_one_of_the_known_ones() {
-        let refused = Cli::try_parse_from(["session-proxy", "deploy", "--backend", "socat"]);
-        let told = refused.expect_err("no backend").to_string();
-        assert!(
-            told.contains("mirrord") && told.contains("telepresence"),
-            "{told}"
-        );
+        let refused = Cli::try_parse_from(["session-proxy", "verify", "--witness", "crystal"]);
+        let told = refused.expect_err("no witness").to_string();
+        assert!(told.contains("app") && told.contains("proxy"), "{told}");
     }
 }
