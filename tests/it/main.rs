@@ -29,3 +29,4 @@ mod start;
 mod statuses;
 mod tcp;
 mod tls;
+mod verify;
