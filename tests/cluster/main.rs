@@ -20,6 +20,12 @@ mod it {
 }
 
 mod attach;
+mod cleanup;
+mod deploy;
 mod discovery;
 mod objects;
 mod plane_itself;
+mod rights;
+mod sharing;
+mod verify;
+mod whole;
