@@ -3,6 +3,11 @@
 //! It stands beside the proxy's rooms and uses their ground floor, and what `plan` and `sources` know of
 //! the meaning of what was typed. [`attach`] speaks for several proxies, so it speaks as they do: through
 //! the same kind of admin port, in the same words.
+//!
+//! To read it in order: [`stack`] (the apps, who calls whom), [`pull_request`] (what is changed, for whom) and
+//! [`resolve`]; [`intercept`] (what is intercepted, and how), [`mirrord`] and [`objects`] (what is written
+//! for it), [`cluster`] and [`workload`] (what is read and applied), [`proof`] (one request that shows
+//! where requests go); then the commands on them: [`deploy`], [`cleanup`], [`verify`] and [`attach`].
 
 pub mod attach;
 pub mod cleanup;

@@ -16,7 +16,8 @@
 //! * the cellar: [`wire`], [`forward`], [`pool`], [`tunnel`], [`tls`], [`deadline`], [`drain`],
 //!   [`metrics`], [`record`];
 //! * the quiet rooms: [`kubernetes`] and [`discovery`] (what the cluster says), [`reload`], [`admin`];
-//! * above all: [`server`], which builds the rest, and [`demo`].
+//! * above all: [`server`], which builds the rest, and [`demo`];
+//! * a wing of its own: [`control`], the commands of the cluster side.
 //!
 //! # Who owns what
 //!
@@ -45,6 +46,7 @@
 //! | 2 | [`upstream`], [`record`] |
 //! | 1 | [`config`], [`matcher`], [`forward`], [`tunnel`], [`tls`], [`metrics`], [`drain`], [`wire`], [`cli`], [`kubernetes`] |
 //! | 0 | [`deadline`], [`yaml`] |
+//! | wing | [`control`], beside the house: of it only what its header names |
 
 pub mod admin;
 pub mod cli;
