@@ -145,7 +145,9 @@ impl Shelf {
         };
         if self.forbidden.contains(&right) {
             let (verb, resource) = right.split_once(' ').expect("two words");
-            let why = format!("User \"tester\" cannot {verb} resource \"{resource}\"");
+            let why = format!(
+                "{resource} is forbidden: User \"tester\" cannot {verb} resource \"{resource}\""
+            );
             return refusal(403, "Forbidden", &why);
         }
         match found {
