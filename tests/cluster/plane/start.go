@@ -74,9 +74,33 @@ func (p *plane) obey(ctx context.Context, word string) error {
 		p.api.kill()
 		return nil
 	case "start-api":
-		return p.bring(ctx, p.api)
+		if err := p.bring(ctx, p.api); err != nil {
+			return err
+		}
+		// Those that were refused meanwhile would look again only after up to a minute.
+		if err := p.takeDown(p.controllers); err != nil {
+			return err
+		}
+		return p.bring(ctx, p.controllers)
 	}
 	return fmt.Errorf("unknown word %q: stop-api or start-api", word)
+}
+
+// takeDown takes a part down, and its death off the books before somebody takes it for an accident.
+func (p *plane) takeDown(part *part) error {
+	if !part.running() {
+		return nil
+	}
+	part.kill()
+	for dead := range p.deaths {
+		if dead == part {
+			break
+		}
+		if !dead.expected {
+			return dead.failure("ended by itself")
+		}
+	}
+	return nil
 }
 
 // bring starts a part, unless it is running, and returns when it answers.
