@@ -26,6 +26,8 @@ use crate::upstream::{Endpoint, Upstream};
 
 /// The session the proxy answers itself.
 pub const PROBE: &str = "session-proxy-probe";
+/// The header of such a request whose value is in the answer again.
+pub const PROBE_NONCE: &str = "x-session-proxy-nonce";
 
 /// A duration as a person writes it, `500ms`, `2s` or `1m30s`: at least 1 ms, at most a day.
 ///

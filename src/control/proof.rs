@@ -4,6 +4,8 @@
 //! choose the replica, and a port-forward enters behind the agent. What an answer proves is up to
 //! those who ask.
 
+pub mod sign;
+
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::time::Duration;

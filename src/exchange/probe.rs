@@ -7,11 +7,9 @@ use http::{Response, StatusCode};
 use super::answer::{Account, Body};
 use super::route::Route;
 use super::{Asker, Exchange};
+use crate::plan::PROBE_NONCE;
 
-/// The header of a probe whose value is in the answer again.
-const NONCE_HEADER: &str = "x-session-proxy-nonce";
-
-/// Of such a value, in bytes.
+/// Of a nonce, in bytes.
 const LONGEST_NONCE: usize = 128;
 
 impl Exchange<'_> {
@@ -54,7 +52,7 @@ impl Exchange<'_> {
 
 /// What a probe wants to hear again, by which it knows that this very request was answered.
 fn nonce(asked: &HeaderMap) -> Option<&str> {
-    let mut fields = asked.get_all(NONCE_HEADER).iter();
+    let mut fields = asked.get_all(PROBE_NONCE).iter();
     let (Some(nonce), None) = (fields.next(), fields.next()) else {
         return None;
     };
@@ -73,7 +71,7 @@ mod tests {
             let mut headers = HeaderMap::new();
             for value in values {
                 let value = HeaderValue::from_bytes(value).expect("a header can carry it");
-                headers.append(NONCE_HEADER, value);
+                headers.append(PROBE_NONCE, value);
             }
             nonce(&headers).map(str::to_owned)
         };

@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use http::{HeaderName, HeaderValue, StatusCode};
-use serde::Deserialize;
 use tokio::time::{sleep, timeout};
 
 use super::gather;
 use super::ports::Taken;
 use crate::control::intercept::{AppProtocol, Intercept, Mode};
+use crate::control::proof::sign::{NONCE, NoSign, Sign};
 use crate::control::proof::{Answer, Probe, Silence};
 use crate::plan::PROBE;
 
@@ -23,8 +23,6 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What a probe asks for. Seen by the app when nothing takes it.
 const PATH: &str = "/session-proxy-probe";
-
-const NONCE: HeaderName = HeaderName::from_static("x-session-proxy-nonce");
 
 /// What came back from a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,14 +65,6 @@ struct Port {
     is_http2: bool,
 }
 
-/// What a proxy says of itself.
-#[derive(Debug, Deserialize)]
-struct Identity {
-    instance: String,
-    target: Option<String>,
-    nonce: Option<String>,
-}
-
 impl Witness {
     /// Of a child that has these ports, for the pod at that address.
     ///
@@ -103,8 +93,7 @@ impl Witness {
             };
             let (answer, nonce) = witness.probe(&own).await;
             let answer = answer.map_err(|silence| format!("the proxy is silent: {silence}"))?;
-            let identity = identity(&answer, &nonce)?;
-            witness.instance = identity.instance;
+            witness.instance = sign_of(&answer, &nonce)?.instance;
             witness.ports.push(Port {
                 address: (address, local.app_port).into(),
                 is_http2,
@@ -170,18 +159,18 @@ impl Witness {
     }
 
     fn judge(&self, answer: &Answer, nonce: &str) -> Verdict {
-        let identity = match identity(answer, nonce) {
-            Ok(identity) => identity,
+        let sign = match sign_of(answer, nonce) {
+            Ok(sign) => sign,
             Err(what) => return Verdict::Not(what),
         };
-        if identity.instance != self.instance {
+        if sign.instance != self.instance {
             return Verdict::Not(format!(
                 "another proxy answered ({}, for {})",
-                identity.instance,
-                identity.target.as_deref().unwrap_or("no target")
+                sign.instance,
+                sign.target.as_deref().unwrap_or("no target")
             ));
         }
-        if identity.target.as_deref() != Some(&self.pod) {
+        if sign.target.as_deref() != Some(&self.pod) {
             return Verdict::Not("our proxy answered for another pod".to_owned());
         }
         Verdict::Ours
@@ -216,22 +205,18 @@ async fn answered_probes(admin: SocketAddr) -> Option<usize> {
 }
 
 /// Whose answer it is, if a proxy gave it to this very probe.
-fn identity(answer: &Answer, nonce: &str) -> Result<Identity, String> {
-    if answer.route() != Some("probe") {
-        return Err(match (answer.route(), answer.status) {
-            (Some(route), status) => format!("a proxy sent the probe on ({status}, {route})"),
-            (None, status) => format!("the app answered the probe ({status})"),
-        });
-    }
-    if answer.status != StatusCode::OK {
-        return Err(format!("a proxy answered the probe with {}", answer.status));
-    }
-    let identity: Identity = serde_json::from_slice(&answer.body)
-        .map_err(|_| "a proxy of another version answered the probe".to_owned())?;
-    match &identity.nonce {
-        Some(echo) if echo == nonce => Ok(identity),
-        _ => Err("the answer was to another probe".to_owned()),
-    }
+fn sign_of(answer: &Answer, nonce: &str) -> Result<Sign, String> {
+    Sign::of(answer, nonce).map_err(|instead| match (instead, answer.route()) {
+        (NoSign::Elsewhere, Some(route)) => {
+            format!("a proxy sent the probe on ({}, {route})", answer.status)
+        }
+        (NoSign::Elsewhere, None) => format!("the app answered the probe ({})", answer.status),
+        (NoSign::Strange, _) if answer.status != StatusCode::OK => {
+            format!("a proxy answered the probe with {}", answer.status)
+        }
+        (NoSign::Strange, _) => "a proxy of another version answered the probe".to_owned(),
+        (NoSign::Stale, _) => "the answer was to another probe".to_owned(),
+    })
 }
 
 #[cfg(test)]

@@ -11,18 +11,15 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use http::{HeaderName, HeaderValue};
-use serde::Deserialize;
 
 use crate::control::intercept::{AppProtocol, Port};
+use crate::control::proof::sign::{NONCE, NoSign, Sign};
 use crate::control::proof::{Answer, Probe};
 use crate::control::workload::Replica;
 use crate::plan::PROBE;
 
 /// How long one answer may take.
 const PATIENCE: Duration = Duration::from_secs(3);
-
-/// Carries what the proxy repeats when it answers the probe session.
-const NONCE: HeaderName = HeaderName::from_static("x-session-proxy-nonce");
 
 /// What is to be proven of every replica.
 #[derive(Debug, Clone)]
@@ -36,13 +33,6 @@ pub(super) struct Routing<'a> {
 /// What is known of the replicas, by uid.
 #[derive(Debug, Default)]
 pub(super) struct Proofs(HashMap<String, Result<(), String>>);
-
-/// What the proxy says when it is asked for the probe session.
-#[derive(Debug, Deserialize)]
-struct Sign {
-    target: Option<String>,
-    nonce: Option<String>,
-}
 
 impl Routing<'_> {
     /// Asks every replica that is not proven yet, all at once.
@@ -131,26 +121,17 @@ fn value(text: &str) -> HeaderValue {
 }
 
 fn is_sign(answer: &Answer, target: &str, nonce: &str) -> Result<(), String> {
-    if answer.route() != Some("probe") {
-        return Err(format!(
+    let sign = Sign::of(answer, nonce).map_err(|instead| match instead {
+        NoSign::Elsewhere => format!(
             "it is not intercepted: {} answered the probe session with status {}",
             answered(answer),
             answer.status
-        ));
-    }
-    let sign: Option<Sign> = serde_json::from_slice(&answer.body).ok();
-    let Some(Sign {
-        target: named,
-        nonce: repeated,
-    }) = sign
-    else {
-        return Err("the answer to the probe session is not a proxy's".to_owned());
-    };
-    if repeated.as_deref() != Some(nonce) {
-        return Err("the answer to the probe session is that of another request".to_owned());
-    }
-    if named.as_deref() != Some(target) {
-        let named = named.as_deref().unwrap_or("no target");
+        ),
+        NoSign::Strange => "the answer to the probe session is not a proxy's".to_owned(),
+        NoSign::Stale => "the answer to the probe session is that of another request".to_owned(),
+    })?;
+    if sign.target.as_deref() != Some(target) {
+        let named = sign.target.as_deref().unwrap_or("no target");
         return Err(format!("its requests reach the proxy of {named}"));
     }
     Ok(())
@@ -244,16 +225,24 @@ mod tests {
         for (route, body, expected) in [
             (
                 "probe",
-                r#"{"target":"orders-2","nonce":"n"}"#,
+                r#"{"instance":"a","target":"orders-2","nonce":"n"}"#,
                 "the proxy of orders-2",
             ),
-            ("probe", r#"{"nonce":"n"}"#, "the proxy of no target"),
             (
                 "probe",
-                r#"{"target":"orders-1","nonce":"m"}"#,
+                r#"{"instance":"a","nonce":"n"}"#,
+                "the proxy of no target",
+            ),
+            (
+                "probe",
+                r#"{"instance":"a","target":"orders-1","nonce":"m"}"#,
                 "another request",
             ),
-            ("probe", r#"{"target":"orders-1"}"#, "another request"),
+            (
+                "probe",
+                r#"{"instance":"a","target":"orders-1"}"#,
+                "another request",
+            ),
             ("probe", "hello", "not a proxy's"),
             ("pr-42", "{}", "not intercepted"),
         ] {

@@ -6,12 +6,11 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use serde_json::Value;
-
 use super::echo;
 use super::question::Reply;
 use crate::cli::cluster::Witness;
 use crate::control::proof::Answer;
+use crate::control::proof::sign::{NoSign, Sign};
 use crate::record::line::Line;
 
 /// A sentence that says what holds, or one that says what does not, and what to do about it.
@@ -49,31 +48,25 @@ pub(super) enum Tapped<'a> {
 /// Whether the reserved session came back from the proxy that stands before this replica.
 pub(super) fn intercepted(reply: &Reply, replica: &str) -> Verdict {
     let answer = heard(reply)?;
-    if answer.route() != Some("probe") {
-        let who = match answer.route() {
-            None => "by the app itself".to_owned(),
-            Some(route) => format!("by way of {route:?}"),
+    let sign = Sign::of(answer, &reply.nonce).map_err(|instead| {
+        let who = match (instead, answer.route()) {
+            (NoSign::Strange, _) => {
+                return "not intercepted: the answer to the reserved session is not that of a session-proxy".to_owned();
+            }
+            (NoSign::Stale, _) => {
+                return "not intercepted: the answer to the reserved session is that of another request".to_owned();
+            }
+            (NoSign::Elsewhere, None) => "by the app itself".to_owned(),
+            (NoSign::Elsewhere, Some(route)) => format!("by way of {route:?}"),
         };
-        return Err(format!(
+        format!(
             "not intercepted: the reserved session was answered {who} with {}, not by a session-proxy, so that \
              tagged requests to this replica silently reach the baseline",
             answer.status
-        ));
-    }
-    let told: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
-    let Some(instance) = told["instance"].as_str() else {
-        return Err(
-            "not intercepted: the answer to the reserved session is not that of a session-proxy"
-                .to_owned(),
-        );
-    };
-    if told["nonce"].as_str() != Some(&reply.nonce) {
-        return Err(
-            "not intercepted: the answer to the reserved session is that of another request"
-                .to_owned(),
-        );
-    }
-    match told["target"].as_str() {
+        )
+    })?;
+    let instance = &sign.instance;
+    match sign.target.as_deref() {
         Some(target) if target != replica => Err(format!(
             "the reserved session was answered by the proxy of {target}, not of this replica"
         )),

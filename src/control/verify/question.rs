@@ -9,13 +9,11 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::control::intercept::AppProtocol;
+use crate::control::proof::sign::NONCE;
 use crate::control::proof::{Answer, Probe, Silence};
 
 /// The query parameter that carries a request's id.
 pub(super) const PARAMETER: &str = "session-proxy-probe";
-
-/// Repeated by proxies that answer the reserved session, and by apps that repeat their headers.
-const NONCE: HeaderName = HeaderName::from_static("x-session-proxy-nonce");
 
 /// How long one answer may take.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -49,7 +47,7 @@ pub(super) enum Tag<'a> {
 pub(super) struct Reply {
     /// Known to whoever saw the request's target or its `x-request-id`.
     pub id: String,
-    /// Known only to whoever saw its headers.
+    /// Known only to whoever saw its headers: proxies repeat it, and apps that repeat all of them.
     pub nonce: String,
     /// Or why there is none, and what to do about it.
     pub answer: Result<Answer, String>,
