@@ -19,7 +19,6 @@ pub mod objects;
 pub mod proof;
 pub mod pull_request;
 pub mod resolve;
-pub mod signals;
 pub mod stack;
 mod targets;
 pub mod verify;

@@ -14,7 +14,7 @@
 //!   explained);
 //! * the spine: [`listener`], [`worker`], [`connection`], [`exchange`];
 //! * the cellar: [`wire`], [`forward`], [`pool`], [`tunnel`], [`tls`], [`deadline`], [`drain`],
-//!   [`metrics`], [`record`];
+//!   [`metrics`], [`record`], [`signals`];
 //! * the quiet rooms: [`kubernetes`] and [`discovery`] (what the cluster says), [`reload`], [`admin`];
 //! * above all: [`server`], which builds the rest, and [`demo`];
 //! * a wing of its own: [`control`], the commands of the cluster side.
@@ -45,7 +45,7 @@
 //! | 3 | [`plan`], [`pool`], [`sources`], [`discovery`] |
 //! | 2 | [`upstream`], [`record`] |
 //! | 1 | [`config`], [`matcher`], [`forward`], [`tunnel`], [`tls`], [`metrics`], [`drain`], [`wire`], [`cli`], [`kubernetes`] |
-//! | 0 | [`deadline`], [`yaml`] |
+//! | 0 | [`deadline`], [`signals`], [`yaml`] |
 //! | wing | [`control`], beside the house: of it only what its header names |
 
 pub mod admin;
@@ -69,6 +69,7 @@ pub mod pool;
 pub mod record;
 pub mod reload;
 pub mod server;
+pub mod signals;
 pub mod sources;
 pub mod tls;
 pub mod tunnel;

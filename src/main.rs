@@ -9,7 +9,8 @@ use session_proxy::admin::client;
 use session_proxy::cli::{AccessLog, Cli, Command, Run};
 use session_proxy::config::Problem;
 use session_proxy::record::AccessFormat;
-use session_proxy::server::{Ending, Options, Server, Signals, StartError};
+use session_proxy::server::{Ending, Options, Server, StartError};
+use session_proxy::signals::Signals;
 use session_proxy::{control, demo, inspect};
 use tracing_subscriber::EnvFilter;
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rustls::ServerConfig;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
@@ -21,6 +21,7 @@ use crate::metrics::Metrics;
 use crate::plan::{Listener, ListenerKind, Plan};
 use crate::record::{AccessFormat, Journal};
 use crate::reload::{self, Certificates, Files, Halves, Reloader};
+use crate::signals::Signals;
 use crate::tls;
 use crate::worker::{Setup, Worker};
 
@@ -245,40 +246,6 @@ fn bind(
         });
     }
     Ok((ports, addresses))
-}
-
-/// The signals that end the proxy.
-pub struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    /// From now on they do not end the process by themselves.
-    pub fn catch() -> io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-        })
-    }
-
-    /// What the work comes to, unless a signal ends it before.
-    pub async fn or<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
-        tokio::select! {
-            done = work => Some(done),
-            name = self.next() => {
-                info!(signal = name, "ended before it was ready");
-                None
-            }
-        }
-    }
-
-    async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-        }
-    }
 }
 
 type Configs = Vec<Option<watch::Receiver<Arc<ServerConfig>>>>;

@@ -33,7 +33,6 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{Id, JoinError, JoinSet};
 use tracing::{info, warn};
@@ -52,6 +51,7 @@ use crate::cli::cluster::{Attach, Cluster};
 use crate::config::{Place, Problem};
 use crate::kubernetes::Access;
 use crate::plan;
+use crate::signals::Signals;
 
 /// Sessions that start at a time. Each asks the API server for an agent, and each start resets
 /// connections of its target's clients.
@@ -66,7 +66,7 @@ const START_TIMEOUT: Duration = Duration::from_secs(20);
 /// What was typed or the intercept makes no sense; there is no cluster; a second signal cut the end
 /// short.
 pub async fn attach(arguments: Attach) -> Result<(), Failure> {
-    let mut signals = Signals::catch().context("cannot catch signals")?;
+    let mut signals = Signals::catch_with_hangup().context("cannot catch signals")?;
     let order = Order::parse(&arguments).map_err(Failure::Usage)?;
     let household = Household::found().context("cannot adopt orphans")?;
     let socket = TcpListener::bind(order.admin)
@@ -342,32 +342,4 @@ fn tell(pod_tx: &watch::Sender<Option<TargetPod>>, now: Option<&TargetPod>) {
         *pod = now.cloned();
         is_new
     });
-}
-
-/// The signals that end us.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    /// By hand: the terminal is closed.
-    hangup: Signal,
-}
-
-impl Signals {
-    /// From now on they do not end the process by themselves, and the first process of a pod gets
-    /// them at all.
-    fn catch() -> std::io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            hangup: signal(SignalKind::hangup())?,
-        })
-    }
-
-    async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-            _ = self.hangup.recv() => "SIGHUP",
-        }
-    }
 }

@@ -17,8 +17,8 @@ use tokio::time::{Duration, Instant, sleep};
 use super::Failure;
 use super::cluster::{Cluster, Kind, Name};
 use super::objects::{labels, proxy_name};
-use super::signals::Signals;
 use crate::cli;
+use crate::signals::Signals;
 use agents::Agents;
 use wish::Wish;
 

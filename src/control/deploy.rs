@@ -30,8 +30,8 @@ use tokio::time::{Duration, Instant, sleep_until};
 
 use super::Failure;
 use super::cluster::Cluster;
-use super::signals::Signals;
 use crate::cli::cluster::Deploy;
+use crate::signals::Signals;
 use app::Planned;
 use deployed::DeployedPods;
 use order::Order;
