@@ -32,7 +32,7 @@ pub use object::{Draft, Kind, Marks, Name, Object};
 /// Whose hand the objects are created by, for the API server's books.
 const MANAGER: &str = "session-proxy";
 
-/// Tells apart who created an object: two calls at once may want the same name.
+/// Tells apart who created an object, or has taken it over: two calls at once may want the same name.
 const CREATED_BY: &str = "session-proxy/created-by";
 
 /// The cluster, as one call of a command sees it.
@@ -273,7 +273,7 @@ impl Cluster {
         }
     }
 
-    /// Whether this call created that object.
+    /// Whether this call created that object, and no other has taken it over.
     pub fn is_author(&self, object: &ObjectMeta) -> bool {
         let author = object.annotations.as_ref().and_then(|a| a.get(CREATED_BY));
         author.is_some_and(|author| **author == *self.call)
@@ -333,6 +333,18 @@ impl Cluster {
             Err(refusal) if is_about_another(&refusal) => Ok(false),
             Err(refusal) => Err(refusal),
         }
+    }
+
+    /// As [`Cluster::mark`], and from now on this call counts as the one that created it.
+    pub async fn take_over(
+        &self,
+        name: &Name,
+        uid: &str,
+        mut marks: Marks,
+    ) -> Result<bool, Refusal> {
+        let author = Some(self.call.to_string());
+        marks.annotations.insert(CREATED_BY.to_owned(), author);
+        self.mark(name, uid, &marks).await
     }
 
     /// Deletes the very object with that uid, whatever has happened to it meanwhile.

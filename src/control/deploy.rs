@@ -13,6 +13,7 @@ mod deployed;
 mod diagnosis;
 mod join;
 mod order;
+mod placeholder;
 mod pr_pod;
 mod preview;
 mod progress;

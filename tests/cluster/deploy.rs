@@ -2,6 +2,7 @@
 
 mod failures;
 mod joined;
+mod replaced;
 mod undone;
 
 use std::time::Duration;

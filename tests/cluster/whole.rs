@@ -77,6 +77,48 @@ async fn whole_two_pull_requests_come_share_an_app_and_go() {
     answers(&bed, Some("pr-42"), ("none", "app")).await;
 }
 
+/// Who tests a pull request while it gets a new image may fail, but must never have tested the baseline.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a control plane: tests/cluster/run"]
+async fn whole_no_request_of_a_session_is_for_the_baseline_while_its_only_pod_is_made_anew() {
+    let bed = Bed::new(2).await;
+    bed.deploy("pr-45").end().await.well();
+    let proxy = bed.uid("mirrord-proxy-orders").await;
+    let (asking, counts) = bed.tagged("pr-45", "/during");
+
+    for round in 1..=3 {
+        let held = bed.kubelet.hold_deletions();
+        let run = bed.deploy_image("pr-45", &format!("again-{round}"));
+        run.says("the old PR pod pr-orders-pr-45 to end").await;
+        eventually("requests are refused", async || {
+            let answers = bed.ask_all(Some("pr-45"), "/during").await;
+            answers
+                .iter()
+                .all(|(route, _)| route.contains("no-endpoint"))
+        })
+        .await;
+        drop(held);
+        run.end().await.well();
+        answers(&bed, Some("pr-45"), ("pr-45", "pr-orders-pr-45")).await;
+    }
+
+    assert!(!asking.is_finished());
+    asking.abort();
+    let counts = counts.lock().expect("nobody panicked with it").clone();
+    let served = counts.get(&(200, "pr-45".to_owned()));
+    assert!(served.is_some_and(|count| *count > 0), "{counts:?}");
+    let misled = counts
+        .keys()
+        .filter(|(_, route)| route == "none" || route.starts_with("baseline"));
+    assert_eq!(misled.count(), 0, "{counts:?}");
+    assert_eq!(bed.uid("mirrord-proxy-orders").await, proxy);
+    assert!(bed.proxies_ended().is_empty());
+
+    bed.cleanup("pr-45").end().await.well();
+    let nothing: [String; 0] = [];
+    eventually("nothing is left", async || bed.ours().await == nothing).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs a control plane: tests/cluster/run"]
 async fn whole_a_pull_request_that_crashes_leaves_nothing_behind() {

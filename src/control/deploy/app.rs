@@ -7,6 +7,7 @@ use tokio::time::{Instant, sleep};
 
 use super::join::Shared;
 use super::order::Change;
+use super::placeholder::Placeholder;
 use super::pr_pod::Wanted;
 use super::progress::Voice;
 use super::routing::{Proofs, Routing};
@@ -145,11 +146,13 @@ impl<'o> Planned<'o> {
     /// # Errors
     /// Why it is not.
     pub(super) async fn bring_up(&self, cluster: &Cluster, made: &Made) -> anyhow::Result<()> {
+        let placeholder = Placeholder::of(&self.pr_pod, &self.shared, cluster, &self.voice, made);
         let wanted = Wanted {
             cluster,
             voice: &self.voice,
             made,
             draft: &self.pr_pod,
+            placeholder: &placeholder,
         };
         let owner = wanted.bring_about().await?;
         self.wait_for_pr_pod(cluster, &owner).await?;
@@ -165,6 +168,7 @@ impl<'o> Planned<'o> {
         // Until everything is found as it was left: the collector may have been at work.
         loop {
             let proxy = shared.hold().await?;
+            placeholder.leaves().await?;
             let is_live = self.wait_for_proxy(cluster, &proxy).await?
                 && self.prove(cluster, &shared, &proxy).await?
                 && shared.still_holds(&proxy).await?;

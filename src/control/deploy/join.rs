@@ -314,6 +314,7 @@ impl Shared<'_> {
             {
                 None => Owner::Gone,
                 Some(pod) if pod.metadata.deletion_timestamp.is_some() => Owner::Ending,
+                Some(pod) if is_of(self.session, pod) => Owner::Placeholder,
                 Some(_) => Owner::Living,
             }
         };
@@ -345,6 +346,12 @@ fn owner(pod: &str, uid: &str) -> OwnerReference {
         uid: uid.to_owned(),
         ..OwnerReference::default()
     }
+}
+
+/// Whether that PR pod is of this session.
+fn is_of(session: &str, pod: &Pod) -> bool {
+    let label = pod.labels().get(labels::SESSION);
+    label.is_some_and(|label| label == session)
 }
 
 fn says(refusal: &Refusal, words: &str) -> bool {

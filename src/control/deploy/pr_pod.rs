@@ -8,6 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference}
 use tokio::time::{Instant, sleep};
 
 use super::diagnosis::{self, State};
+use super::placeholder::Placeholder;
 use super::progress::Voice;
 use super::undo::Made;
 use super::wait::PULSE;
@@ -22,6 +23,8 @@ pub(super) struct Wanted<'a> {
     pub(super) voice: &'a Voice,
     pub(super) made: &'a Made,
     pub(super) draft: &'a Draft,
+    /// Stands in for it while it is made anew.
+    pub(super) placeholder: &'a Placeholder<'a>,
 }
 
 /// What is to be done about what is there.
@@ -91,11 +94,15 @@ impl Wanted<'_> {
                 Ok(made.uid)
             }
             Step::Replace(why) => {
-                voice.say(format_args!("PR pod {pod} is made anew: {why}"));
-                self.cluster.remove(name, &uid).await?;
+                voice.note(format_args!("PR pod {pod} is made anew: {why}"));
+                // Nobody does without the session, or collects what it shares, in between.
+                if self.placeholder.stands_in_for(&uid).await? {
+                    self.cluster.remove(name, &uid).await?;
+                }
                 Ok(None)
             }
             Step::Await => {
+                self.placeholder.stands_in_for(&uid).await?;
                 voice.waits_for(format_args!("the old PR pod {pod} to end"));
                 Ok(None)
             }

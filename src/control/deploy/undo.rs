@@ -1,7 +1,7 @@
 //! What one call made, so that it can be taken away again.
 //!
 //! Only that: an object that was there before stays, and so does one that another session has joined
-//! since. A creation that was begun is always followed to its end, even when nobody waits for it any more:
+//! since or another call has taken over. A creation that was begun is always followed to its end, even when nobody waits for it any more:
 //! what the API server is about to make must be known before anything is taken away.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -84,6 +84,15 @@ impl Made {
             .expect("creating does not panic, and nobody aborts it")
     }
 
+    /// Remembers an object that another call made and this one has taken over.
+    pub(super) fn took_over(&self, voice: &Voice, name: &Name, uid: &str) {
+        self.book().entries.push(Entry {
+            name: name.clone(),
+            uid: Some(uid.to_owned()),
+            voice: voice.clone(),
+        });
+    }
+
     /// Remembers a PR pod of this call: what nobody else owns beside it is not shared.
     pub(super) fn owned_by(&self, pr_pod: &str) {
         self.book().pr_pods.push(pr_pod.to_owned());
@@ -151,11 +160,9 @@ impl Made {
                 return Ok(Outcome::NothingToDo);
             };
             let seen = &object.metadata;
-            let is_it = match &entry.uid {
-                Some(uid) => seen.uid.as_ref() == Some(uid),
-                None => cluster.is_author(seen),
-            };
-            if !is_it {
+            let is_other = entry.uid.is_some() && seen.uid != entry.uid;
+            // Another call may have taken it over.
+            if is_other || !cluster.is_author(seen) {
                 return Ok(Outcome::NothingToDo);
             }
             if self.book().is_shared(seen) {

@@ -4,7 +4,7 @@
 //! says, as the service account of its spec, and is as ready as its admin port says. Stand-ins are the
 //! apps, and mirrord.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -38,6 +38,9 @@ use crate::verify::behead;
 
 /// Where a proxy pod's admin port is.
 const ADMIN: u16 = 9901;
+
+/// How often requests were answered, by status and route.
+pub(super) type Counts = Arc<Mutex<BTreeMap<(u16, String), usize>>>;
 
 /// The app `orders`, live, and an account that may deploy.
 pub(super) struct Bed {
@@ -108,7 +111,11 @@ impl Bed {
     }
 
     pub(super) fn deploy(&self, session: &str) -> Run {
-        let image = json!({ "orders": format!("registry.example/orders:{session}") }).to_string();
+        self.deploy_image(session, session)
+    }
+
+    pub(super) fn deploy_image(&self, session: &str, tag: &str) -> Run {
+        let image = json!({ "orders": format!("registry.example/orders:{tag}") }).to_string();
         let mut arguments = self.arguments("deploy", session);
         for (flag, value) in [
             ("--built-images", image.as_str()),
@@ -149,6 +156,13 @@ impl Bed {
             self.namespace.name(),
         ];
         arguments.map(str::to_owned).to_vec()
+    }
+
+    pub(super) async fn uid(&self, pod: &str) -> String {
+        let pod = self.namespace.api::<Pod>().get(pod).await;
+        pod.expect("it is there")
+            .uid()
+            .expect("a stored pod has a uid")
     }
 
     /// Asks each replica, with a session or without: by which route and by which pod it was answered.
@@ -214,6 +228,30 @@ impl Bed {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         })
+    }
+
+    /// Asks every replica with a session, again and again, until the task is aborted; counts the answers by
+    /// their status and route.
+    pub(super) fn tagged(
+        &self,
+        session: &'static str,
+        target: &'static str,
+    ) -> (JoinHandle<()>, Counts) {
+        let node = Arc::downgrade(&self.node);
+        let counts = Counts::default();
+        let seen = counts.clone();
+        let asking = tokio::spawn(async move {
+            while let Some(pods) = node.upgrade().map(|node| node.targets()) {
+                for pod in pods {
+                    let answer = ask(pod.address, Some(session), target).await;
+                    let route = answer.route().unwrap_or("none").to_owned();
+                    let mut seen = seen.lock().expect("nobody panics with it");
+                    *seen.entry((answer.status.as_u16(), route)).or_default() += 1;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        });
+        (asking, counts)
     }
 
     /// Everything of ours in the namespace: kinds and names.

@@ -22,6 +22,8 @@ pub(super) enum Owner {
     Ending,
     /// There is no such pod any more; the collector has not come by yet.
     Gone,
+    /// It is there for ours only, and goes before long.
+    Placeholder,
 }
 
 /// How what is there compares with what this call would make. Each says how it differs.
@@ -84,7 +86,7 @@ pub(super) fn step(seen: &Seen) -> Step {
 mod tests {
     use super::*;
 
-    use Owner::{Ending, Gone, Living, Ours};
+    use Owner::{Ending, Gone, Living, Ours, Placeholder};
 
     fn there(owners: &[Owner], fit: Fit) -> Step {
         step(&Seen::There {
@@ -144,7 +146,14 @@ mod tests {
 
     #[test]
     fn what_nobody_else_uses_is_made_as_this_call_wants_it() {
-        for owners in [&[][..], &[Ours], &[Gone], &[Ours, Gone, Gone]] {
+        for owners in [
+            &[][..],
+            &[Ours],
+            &[Gone],
+            &[Ours, Gone, Gone],
+            &[Placeholder],
+            &[Ours, Placeholder, Gone],
+        ] {
             for fit in [Fit::Tolerable, Fit::Other, Fit::Useless] {
                 assert_eq!(there(owners, fit(because())), Step::Replace(because()));
             }

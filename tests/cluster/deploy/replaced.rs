@@ -1,0 +1,183 @@
+//! A PR pod that is made anew: what stands in for it meanwhile, and what becomes of that.
+
+use kube::ResourceExt;
+
+use super::{assert_owned_by, settled};
+use crate::support::cluster::Cluster;
+use crate::support::eventually;
+use crate::support::kubelet::Script;
+use crate::support::run::Run;
+use crate::support::stage::Stage;
+
+const PLACEHOLDER: &str = "pr-orders-pr-42.placeholder";
+
+/// `deploy` of another image for the session.
+fn deploy_image(stage: &Stage, image: &str, more: &[&str]) -> Run {
+    let image = format!(r#"{{"orders":"registry.example/orders:{image}"}}"#);
+    let mut flags = vec!["--built-images", image.as_str()];
+    flags.extend(more);
+    stage.deploy("pr-42", &["orders"], &flags)
+}
+
+/// Everything shared, with its uid, once the collector and the kubelet have said their last.
+async fn shared(stage: &Stage) -> Vec<(String, String)> {
+    let ours = settled(stage).await.into_iter();
+    let shared = ours.filter(|(name, ..)| name.contains("mirrord-proxy-"));
+    shared.map(|(name, uid, _)| (name, uid)).collect()
+}
+
+async fn assert_no_placeholder(stage: &Stage) {
+    let names = stage.names().await;
+    assert!(
+        !names.iter().any(|name| name.contains("placeholder")),
+        "{names:?}"
+    );
+}
+
+#[tokio::test]
+#[ignore = "needs a control plane: tests/cluster/run"]
+async fn a_pod_of_its_session_is_there_while_the_only_one_is_made_anew_and_what_it_owns_stays() {
+    let cluster = Cluster::shared().await;
+    let stage = Stage::with(&cluster, &[("orders", 1)]).await;
+    stage.deploy("pr-42", &["orders"], &[]).end().await.well();
+    let before = shared(&stage).await;
+    let held = stage.kubelet.hold_deletions();
+
+    let run = deploy_image(&stage, "newer", &["--pipeline-run", "run-2"]);
+    run.says("the old PR pod pr-orders-pr-42 to end").await;
+
+    let placeholder = stage.pod(PLACEHOLDER).await.expect("it stands in");
+    let label = |key: &str| placeholder.labels().get(key).map(String::as_str);
+    assert_eq!(label("session-proxy/session"), Some("pr-42"));
+    assert_eq!(label("session-proxy/pipeline-run"), Some("run-2"));
+    assert!(placeholder.metadata.deletion_timestamp.is_none());
+    assert_eq!(placeholder.spec.as_ref().unwrap().node_name, None);
+    assert_owned_by(&stage, &["pr-orders-pr-42", PLACEHOLDER]).await;
+    drop(held);
+    run.end().await.well();
+    assert_no_placeholder(&stage).await;
+    assert_owned_by(&stage, &["pr-orders-pr-42"]).await;
+    assert_eq!(shared(&stage).await, before);
+}
+
+#[tokio::test]
+#[ignore = "needs a control plane: tests/cluster/run"]
+async fn what_a_killed_call_left_standing_is_used_by_the_next_and_taken_by_cleanup() {
+    let cluster = Cluster::shared().await;
+    let stage = Stage::with(&cluster, &[("orders", 1)]).await;
+    stage.deploy("pr-42", &["orders"], &[]).end().await.well();
+    let before = shared(&stage).await;
+
+    for (image, is_next) in [("second", true), ("third", false)] {
+        let held = stage.kubelet.hold_deletions();
+        let run = deploy_image(&stage, image, &[]);
+        run.says("the old PR pod pr-orders-pr-42 to end").await;
+        run.signal("KILL");
+        run.end().await;
+        drop(held);
+        eventually("only the placeholder is left", async || {
+            stage.pod("pr-orders-pr-42").await.is_none()
+        })
+        .await;
+        assert!(stage.pod(PLACEHOLDER).await.is_some());
+
+        if is_next {
+            deploy_image(&stage, image, &[]).end().await.well();
+            assert_no_placeholder(&stage).await;
+            assert_owned_by(&stage, &["pr-orders-pr-42"]).await;
+            assert_eq!(shared(&stage).await, before);
+        } else {
+            let cleaned = stage.cleanup(&["--session", "pr-42"]).end().await;
+            cleaned.well();
+            stage.is_clean().await;
+        }
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs a control plane: tests/cluster/run"]
+async fn a_new_image_that_does_not_start_leaves_neither_pod_nor_placeholder() {
+    let cluster = Cluster::shared().await;
+    let stage = Stage::with(&cluster, &[("orders", 1)]).await;
+    stage.deploy("pr-42", &["orders"], &[]).end().await.well();
+    let broken = Script::Ended { exit_code: 3 };
+    stage.kubelet.script("pr-orders-pr-42", broken);
+
+    let ended = deploy_image(&stage, "broken", &[]).end().await;
+
+    ended.failed(1, &["PR pod pr-orders-pr-42 is not ready"]);
+    stage.is_clean().await;
+}
+
+#[tokio::test]
+#[ignore = "needs a control plane: tests/cluster/run"]
+async fn an_interrupt_at_any_moment_of_it_leaves_no_placeholder() {
+    let cluster = Cluster::shared().await;
+    let stage = Stage::with(&cluster, &[("orders", 1)]).await;
+    let seed = fastrand::u64(..);
+    eprintln!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+
+    for round in 0..8 {
+        deploy_image(&stage, "first", &[]).end().await.well();
+        let run = deploy_image(&stage, &format!("other-{round}"), &[]);
+        run.says("PR pod").await;
+        let moment = std::time::Duration::from_millis(random.u64(..800));
+        tokio::time::sleep(moment).await;
+        run.signal("INT");
+        run.end().await;
+        assert_no_placeholder(&stage).await;
+        // Where it came too early the old one is still there.
+        let cleaned = stage.cleanup(&["--session", "pr-42"]).end().await;
+        cleaned.well();
+        stage.is_clean().await;
+    }
+}
+
+/// Each makes anew what the other made, until one is done: that one's is what stays.
+#[tokio::test]
+#[ignore = "needs a control plane: tests/cluster/run"]
+async fn two_calls_at_once_leave_one_pod_the_same_proxy_and_no_placeholder() {
+    let cluster = Cluster::shared().await;
+    let stage = Stage::with(&cluster, &[("orders", 1)]).await;
+    deploy_image(&stage, "first", &[]).end().await.well();
+    let before = shared(&stage).await;
+
+    let (same, also) = (
+        deploy_image(&stage, "second", &[]),
+        deploy_image(&stage, "second", &[]),
+    );
+    same.end().await.well();
+    also.end().await.well();
+    assert_no_placeholder(&stage).await;
+    assert_eq!(shared(&stage).await, before);
+
+    let (one, other) = (
+        deploy_image(&stage, "third", &[]),
+        deploy_image(&stage, "fourth", &[]),
+    );
+    let (one, other) = (one.end().await, other.end().await);
+    assert!([one.code, other.code].contains(&Some(0)), "{one}\n{other}");
+    assert_no_placeholder(&stage).await;
+    assert_owned_by(&stage, &["pr-orders-pr-42"]).await;
+    assert_eq!(shared(&stage).await, before);
+}
+
+/// Another session sees no user of the proxy in what only stands in for the one that asks.
+#[tokio::test]
+#[ignore = "needs a control plane: tests/cluster/run"]
+async fn its_only_session_may_change_the_image_and_the_proxy_in_one_call() {
+    let cluster = Cluster::shared().await;
+    let stage = Stage::with(&cluster, &[("orders", 1)]).await;
+    stage.deploy("pr-42", &["orders"], &[]).end().await.well();
+    let proxy = "registry.example/session-proxy:2";
+
+    let run = deploy_image(&stage, "newer", &["--proxy-image", proxy]);
+    run.end().await.well();
+
+    let pod = stage.pod("mirrord-proxy-orders").await.expect("it is live");
+    let image = pod.spec.unwrap().containers.remove(0).image;
+    assert_eq!(image.as_deref(), Some(proxy));
+    assert_no_placeholder(&stage).await;
+    assert_owned_by(&stage, &["pr-orders-pr-42"]).await;
+}
