@@ -102,7 +102,10 @@ impl Wanted<'_> {
                 Ok(None)
             }
             Step::Await => {
-                self.placeholder.stands_in_for(&uid).await?;
+                // Somebody else may have told it to end; then there is nothing to lose without one.
+                if let Err(error) = self.placeholder.stands_in_for(&uid).await {
+                    voice.note(format_args!("{error:#}"));
+                }
                 voice.waits_for(format_args!("the old PR pod {pod} to end"));
                 Ok(None)
             }

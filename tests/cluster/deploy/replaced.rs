@@ -1,6 +1,11 @@
 //! A PR pod that is made anew: what stands in for it meanwhile, and what becomes of that.
 
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Pod, ResourceQuota};
 use kube::ResourceExt;
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use serde_json::json;
 
 use super::{assert_owned_by, settled};
 use crate::support::cluster::Cluster;
@@ -122,7 +127,7 @@ async fn an_interrupt_at_any_moment_of_it_leaves_no_placeholder() {
         deploy_image(&stage, "first", &[]).end().await.well();
         let run = deploy_image(&stage, &format!("other-{round}"), &[]);
         run.says("PR pod").await;
-        let moment = std::time::Duration::from_millis(random.u64(..800));
+        let moment = Duration::from_millis(random.u64(..800));
         tokio::time::sleep(moment).await;
         run.signal("INT");
         run.end().await;
@@ -180,4 +185,101 @@ async fn its_only_session_may_change_the_image_and_the_proxy_in_one_call() {
     assert_eq!(image.as_deref(), Some(proxy));
     assert_no_placeholder(&stage).await;
     assert_owned_by(&stage, &["pr-orders-pr-42"]).await;
+}
+
+#[tokio::test]
+#[ignore = "needs a control plane: tests/cluster/run"]
+async fn without_room_for_a_placeholder_the_old_pod_stays_and_the_call_says_why() {
+    let cluster = Cluster::shared().await;
+    let stage = Stage::with(&cluster, &[("orders", 1)]).await;
+    stage.deploy("pr-42", &["orders"], &[]).end().await.well();
+    let before = settled(&stage).await;
+    full(&stage).await;
+
+    let ended = deploy_image(&stage, "newer", &[]).end().await;
+
+    let reasons = ["exceeded quota: full", "no placeholder", "cleanup"];
+    ended.failed(1, &reasons);
+    assert_eq!(settled(&stage).await, before);
+}
+
+/// Who deploys after somebody's `cleanup` needs no more room than there was.
+#[tokio::test]
+#[ignore = "needs a control plane: tests/cluster/run"]
+async fn without_room_a_pod_that_somebody_else_ends_is_waited_for_all_the_same() {
+    let cluster = Cluster::shared().await;
+    let stage = Stage::with(&cluster, &[("orders", 1)]).await;
+    stage.deploy("pr-42", &["orders"], &[]).end().await.well();
+    full(&stage).await;
+    let held = stage.kubelet.hold_deletions();
+    let pods = stage.namespace.api::<Pod>();
+    let name = "pr-orders-pr-42";
+    pods.delete(name, &DeleteParams::default()).await.unwrap();
+
+    let run = stage.deploy("pr-42", &["orders"], &[]);
+    run.says("the old PR pod pr-orders-pr-42 to end").await;
+    drop(held);
+
+    let ended = run.end().await.well();
+    assert!(ended.stderr.contains("exceeded quota: full"), "{ended}");
+}
+
+/// A call that was killed before it ended the old pod, and one that may still need the placeholder.
+#[tokio::test]
+#[ignore = "needs a control plane: tests/cluster/run"]
+async fn beside_a_pod_that_stays_a_placeholder_goes_unless_somebody_claims_it() {
+    let cluster = Cluster::shared().await;
+    let stage = Stage::with(&cluster, &[("orders", 1)]).await;
+    stage.deploy("pr-42", &["orders"], &[]).end().await.well();
+    let pods = stage.namespace.api::<Pod>();
+    leave_placeholder(&stage).await;
+
+    stage.deploy("pr-42", &["orders"], &[]).end().await.well();
+    assert_no_placeholder(&stage).await;
+
+    leave_placeholder(&stage).await;
+    let claiming = tokio::spawn(async move {
+        let claim = json!({"metadata": {"annotations": {"session-proxy/created-by": "another"}}});
+        let (by, claim) = (PatchParams::default(), Patch::Merge(&claim));
+        loop {
+            let claimed = pods.patch(PLACEHOLDER, &by, &claim).await;
+            claimed.expect("it stays");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+    stage.deploy("pr-42", &["orders"], &[]).end().await.well();
+    assert!(!claiming.is_finished());
+    claiming.abort();
+    assert!(stage.pod(PLACEHOLDER).await.is_some());
+}
+
+/// From now on the namespace has room for no pod more than there are.
+async fn full(stage: &Stage) {
+    let pods = stage.namespace.api::<Pod>();
+    let all = pods.list(&ListParams::default()).await.unwrap();
+    let count = all.items.len().to_string();
+    let quota = json!({"metadata": {"name": "full"}, "spec": {"hard": {"pods": count}}});
+    let quota: ResourceQuota = serde_json::from_value(quota).unwrap();
+    stage.namespace.create(&quota).await;
+    let quotas = stage.namespace.api::<ResourceQuota>();
+    eventually("the quota is used up", async || {
+        let status = quotas.get("full").await.unwrap().status;
+        let used = status.and_then(|status| status.used).unwrap_or_default();
+        used.get("pods").is_some_and(|pods| pods.0 == count)
+    })
+    .await;
+}
+
+/// As a call leaves it that was killed before it ended the old pod.
+async fn leave_placeholder(stage: &Stage) {
+    let pr_pod = stage.pod("pr-orders-pr-42").await.expect("it is live");
+    let placeholder = json!({
+        "metadata": {"name": PLACEHOLDER, "labels": pr_pod.labels()},
+        "spec": {
+            "schedulingGates": [{"name": "session-proxy/placeholder"}],
+            "containers": [{"name": "orders", "image": "registry.example/orders:newer"}],
+        },
+    });
+    let placeholder: Pod = serde_json::from_value(placeholder).unwrap();
+    stage.namespace.create(&placeholder).await;
 }
