@@ -256,15 +256,22 @@ async fn beside_a_pod_that_stays_a_placeholder_goes_unless_somebody_claims_it() 
 /// From now on the namespace has room for no pod more than there are.
 async fn full(stage: &Stage) {
     let pods = stage.namespace.api::<Pod>();
-    let all = pods.list(&ListParams::default()).await.unwrap();
-    let count = all.items.len().to_string();
+    let all = pods.list(&ListParams::default()).await;
+    let count = all
+        .expect("the administrator may list")
+        .items
+        .len()
+        .to_string();
     let quota = json!({"metadata": {"name": "full"}, "spec": {"hard": {"pods": count}}});
-    let quota: ResourceQuota = serde_json::from_value(quota).unwrap();
+    let quota: ResourceQuota = serde_json::from_value(quota).expect("a quota");
     stage.namespace.create(&quota).await;
     let quotas = stage.namespace.api::<ResourceQuota>();
     eventually("the quota is used up", async || {
-        let status = quotas.get("full").await.unwrap().status;
-        let used = status.and_then(|status| status.used).unwrap_or_default();
+        let quota = quotas.get("full").await.expect("it is there");
+        let used = quota
+            .status
+            .and_then(|status| status.used)
+            .unwrap_or_default();
         used.get("pods").is_some_and(|pods| pods.0 == count)
     })
     .await;
@@ -280,6 +287,6 @@ async fn leave_placeholder(stage: &Stage) {
             "containers": [{"name": "orders", "image": "registry.example/orders:newer"}],
         },
     });
-    let placeholder: Pod = serde_json::from_value(placeholder).unwrap();
+    let placeholder: Pod = serde_json::from_value(placeholder).expect("a pod");
     stage.namespace.create(&placeholder).await;
 }
