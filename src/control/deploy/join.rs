@@ -338,7 +338,8 @@ impl Shared<'_> {
     }
 }
 
-fn owner(pod: &str, uid: &str) -> OwnerReference {
+/// Names a pod as an owner.
+pub(super) fn owner(pod: &str, uid: &str) -> OwnerReference {
     OwnerReference {
         api_version: "v1".to_owned(),
         kind: "Pod".to_owned(),

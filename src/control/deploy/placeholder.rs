@@ -19,6 +19,7 @@ use serde_json::json;
 use tokio::sync::Mutex;
 use tokio::time::sleep;
 
+use super::join;
 use super::progress::Voice;
 use super::undo::Made;
 use super::wait::PULSE;
@@ -43,8 +44,8 @@ pub(super) struct Placeholder<'a> {
     draft: Draft,
     /// What the old pod may own.
     shared: &'a [Draft],
-    /// Uid of the one that is known to own what the old pod owns.
-    owner: Mutex<Option<String>>,
+    /// Uids of one and of an old pod, all of whose objects it is known to own.
+    heir: Mutex<Option<(String, String)>>,
 }
 
 impl<'a> Placeholder<'a> {
@@ -62,7 +63,7 @@ impl<'a> Placeholder<'a> {
             made,
             draft: draft(pr_pod),
             shared,
-            owner: Mutex::default(),
+            heir: Mutex::default(),
         }
     }
 
@@ -74,16 +75,18 @@ impl<'a> Placeholder<'a> {
         let Some(uid) = self.stands().await? else {
             return Ok(false);
         };
-        let mut owner = self.owner.lock().await;
-        if owner.as_ref() == Some(&uid) {
+        let owner = join::owner(&self.draft.name.name, &uid);
+        let both = Some((uid, pod.to_owned()));
+        let mut heir = self.heir.lock().await;
+        if *heir == both {
             return Ok(true);
         }
         for draft in self.shared {
-            if !self.inherits(&draft.name, pod, &uid).await? {
+            if !self.inherits(&draft.name, pod, &owner).await? {
                 return Ok(false);
             }
         }
-        *owner = Some(uid);
+        *heir = both;
         Ok(true)
     }
 
@@ -149,28 +152,26 @@ impl<'a> Placeholder<'a> {
     }
 
     /// Makes it an owner of one object, where the old pod is one. `false`: the object went away meanwhile.
-    async fn inherits(&self, name: &Name, pod: &str, uid: &str) -> anyhow::Result<bool> {
+    async fn inherits(
+        &self,
+        name: &Name,
+        pod: &str,
+        heir: &OwnerReference,
+    ) -> anyhow::Result<bool> {
         let Some(there) = self.cluster.look(name).await? else {
             return Ok(true);
         };
         let owners = there.owner_references();
         let is_owner = |uid: &str| owners.iter().any(|owner| owner.uid == uid);
         let is_ending = there.metadata.deletion_timestamp.is_some();
-        if is_ending || !is_owner(pod) || is_owner(uid) {
+        if is_ending || !is_owner(pod) || is_owner(&heir.uid) {
             return Ok(true);
         }
-        let owner = OwnerReference {
-            api_version: "v1".to_owned(),
-            kind: "Pod".to_owned(),
-            name: self.draft.name.name.clone(),
-            uid: uid.to_owned(),
-            ..OwnerReference::default()
-        };
         let object = there.uid().unwrap_or_default();
         let manager = format!("{MANAGER}-{}", self.label(labels::SESSION));
         let added = self
             .cluster
-            .add_owner(name, &object, &owner, &manager)
+            .add_owner(name, &object, heir, &manager)
             .await?;
         Ok(added)
     }

@@ -8,6 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference}
 use tokio::time::{Instant, sleep};
 
 use super::diagnosis::{self, State};
+use super::join;
 use super::placeholder::Placeholder;
 use super::progress::Voice;
 use super::undo::Made;
@@ -53,7 +54,7 @@ impl Wanted<'_> {
             let present: Option<Pod> = self.cluster.read(&name.namespace, &name.name).await?;
             if let Some(uid) = self.step_on(present).await? {
                 self.made.owned_by(&uid);
-                return Ok(self.owner(uid));
+                return Ok(join::owner(&name.name, &uid));
             }
             if Instant::now() >= self.cluster.deadline() {
                 bail!(
@@ -110,16 +111,6 @@ impl Wanted<'_> {
                 Ok(None)
             }
             Step::Refuse(why) => bail!("PR pod {pod}: {why}"),
-        }
-    }
-
-    fn owner(&self, uid: String) -> OwnerReference {
-        OwnerReference {
-            api_version: "v1".to_owned(),
-            kind: "Pod".to_owned(),
-            name: self.draft.name.name.clone(),
-            uid,
-            ..OwnerReference::default()
         }
     }
 }
