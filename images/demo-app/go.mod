@@ -1,0 +1,3 @@
+module session-proxy/images/demo-app
+
+go 1.26.0
