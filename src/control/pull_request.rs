@@ -4,6 +4,7 @@
 //! hand in: what is not a name is refused, and told on one line.
 
 use std::collections::HashSet;
+use std::path::Path;
 
 use super::stack::names::{LABEL_BYTES, label};
 use super::stack::{App, Stack};
@@ -140,6 +141,10 @@ impl Judge {
         let file = given_path(arguments.stack_file.as_deref());
         let stack = match (json, file) {
             (Some(json), None) => Stack::parse("--stack-json", json.value.as_bytes()),
+            // A pipeline gives both: its parameter, if there is one, and the file of its workspace.
+            (Some(json), Some(path)) if are_of_a_pipeline(&json, path) => {
+                Stack::parse("--stack-json", json.value.as_bytes())
+            }
             (None, Some(path)) => Stack::read(path),
             (None, None) => {
                 self.missing(
@@ -261,6 +266,13 @@ impl Judge {
         }
         names
     }
+}
+
+/// Whether both come from the environment, and nobody typed either.
+fn are_of_a_pipeline(json: &Text, file: &Path) -> bool {
+    let file = given(file.to_str(), "--stack-file", "STACK_FILE");
+    let is_variable = |text: &Text| matches!(text.place, Place::Env(_));
+    is_variable(json) && file.is_some_and(|file| is_variable(&file))
 }
 
 /// The name of a header that carries sessions, which must be the stack's.
