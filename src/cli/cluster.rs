@@ -158,6 +158,17 @@ pub enum Witness {
     Proxy,
 }
 
+/// What of it all is to be proven.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Only {
+    /// Both
+    All,
+    /// Where requests with and without the session go, and that it travels along the chain
+    Propagation,
+    /// That untagged traffic stays with the baseline, and is as it was before
+    Traffic,
+}
+
 /// `session-proxy verify`
 #[derive(Debug, Args)]
 pub struct Verify {
@@ -180,6 +191,10 @@ pub struct Verify {
     /// What must show that the PR pod answered
     #[arg(long, env = "WITNESS", default_value = "app", value_parser = word(Witness::App))]
     pub witness: Witness,
+
+    /// What to prove
+    #[arg(long, env = "ONLY", default_value = "all", value_parser = word(Only::All))]
+    pub only: Only,
 
     /// Compare untagged traffic with this measurement, taken before the intercept
     #[arg(long, value_name = "FILE", env = "BASELINE_MEASUREMENT", value_parser = path())]
@@ -351,11 +366,11 @@ mod tests {
 
     #[test]
     fn an_empty_value_counts_as_not_given() {
-        let line = "session-proxy verify --witness= --out= --stack-file= --build-apps=";
+        let line = "session-proxy verify --witness= --only= --out= --stack-file= --build-apps=";
         let cli::Command::Verify(verify) = Cli::parse_from(line.split(' ')).command else {
             panic!("{line}")
         };
-        assert_eq!(verify.witness, Witness::App);
+        assert_eq!((verify.witness, verify.only), (Witness::App, Only::All));
         assert_eq!(verify.out, Some(PathBuf::new()));
     }
 

@@ -35,7 +35,7 @@ use self::table::Table;
 use self::traffic::{Burst, Measurement};
 use super::Failure;
 use super::cluster::Cluster;
-use crate::cli::cluster::Verify;
+use crate::cli::cluster::{Only, Verify};
 
 /// Asks everybody, and reports; only what holds altogether is a success.
 ///
@@ -99,17 +99,24 @@ impl Bench<'_> {
             since: started,
         };
         let names = pull_request.apps.join(", ");
-        eprintln!("asking every replica of {names}");
         let watched = self.watch(&case, proof).await;
-        let apps: Vec<AppReport> =
-            join_all(watched.iter().map(|watched| watched.prove(&case))).await;
-        eprintln!("following a request of {} through the chain", case.session);
-        let hops = walk::walk(&case, pull_request, &watched, proof.chain_path.as_deref()).await;
-        eprintln!(
-            "sending {} untagged requests to each of {names}",
-            traffic::REQUESTS
-        );
-        let traffic = self.traffic(&case, proof, &watched).await;
+        let (mut apps, mut hops) = (Vec::<AppReport>::new(), Vec::new());
+        if proof.only != Only::Traffic {
+            eprintln!("asking every replica of {names}");
+            apps = join_all(watched.iter().map(|watched| watched.prove(&case))).await;
+            eprintln!("following a request of {} through the chain", case.session);
+            hops = walk::walk(&case, pull_request, &watched, proof.chain_path.as_deref()).await;
+        }
+        let mut untagged = watched.as_slice();
+        if proof.only == Only::Propagation {
+            untagged = &[];
+        } else {
+            eprintln!(
+                "sending {} untagged requests to each of {names}",
+                traffic::REQUESTS
+            );
+        }
+        let traffic = self.traffic(&case, proof, untagged).await;
         Report {
             ok: apps.iter().all(|app| app.ok) && hops.iter().all(|hop| hop.ok) && traffic.ok,
             session: pull_request.session.clone(),

@@ -6,11 +6,15 @@ mod world;
 
 use http::StatusCode;
 use serde_json::Value;
+use std::net::SocketAddr;
+use std::process::Command;
 use std::time::Duration;
 
-use self::world::{Plan, Way, World};
-use crate::awaited::{command, stderr};
+use self::world::{Outcome, Plan, Way, World};
+use crate::awaited::{ask, command, stderr};
 use crate::support::app::Habits;
+use crate::support::proxy::binary;
+use crate::support::request::Request;
 
 const SILENT: Habits = Habits {
     repeats: false,
@@ -438,6 +442,64 @@ async fn untagged_traffic_is_compared_with_what_was_measured_before() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn one_half_of_it_is_proven_without_the_other() {
+    let works = World::of(vec![Plan::of("orders")]).await;
+    let count = |outcome: &Outcome| {
+        let report = &outcome.report;
+        ["/apps", "/hops", "/traffic/apps"]
+            .map(|list| report.pointer(list).and_then(Value::as_array).map(Vec::len))
+    };
+
+    let propagation = works.verify(&["--only", "propagation"]).await;
+    assert_eq!(propagation.code, Some(0), "{}", propagation.stderr);
+    assert_eq!(count(&propagation), [Some(1), Some(1), Some(0)]);
+    let traffic = works.verify(&["--only", "traffic"]).await;
+    assert_eq!(traffic.code, Some(0), "{}", traffic.stderr);
+    assert_eq!(count(&traffic), [Some(0), Some(0), Some(1)]);
+
+    let unknown = World::of(vec![Plan {
+        way: Way::Unknown,
+        ..Plan::of("orders")
+    }])
+    .await;
+    let propagation = unknown.verify(&["--only", "propagation"]).await;
+    propagation.assert_fails(&["orders-7c9d-0 tagged-header", "unknown-session"]);
+
+    let everything = World::of(vec![Plan {
+        way: Way::Everything,
+        ..Plan::of("orders")
+    }])
+    .await;
+    let traffic = everything.verify(&["--only", "traffic"]).await;
+    traffic.assert_fails(&["traffic orders", "50 of 50"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn traffic_alone_is_not_judged_without_the_pr_pod() {
+    let world = World::of(vec![Plan::of("orders")]).await;
+    world.api.remove("pods", "pr-orders-pr-42");
+
+    let outcome = world
+        .verify(&["--only", "traffic", "--witness", "proxy"])
+        .await;
+
+    outcome.assert_fails(&["traffic orders", "there is no pod pr-orders-pr-42"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_report_says_where_the_proxy_tells_of_its_requests() {
+    let world = World::of(vec![Plan::of("orders")]).await;
+
+    let outcome = world.verify(&[]).await;
+
+    let admin = &outcome.report["apps"][0]["proxy_admin"];
+    let admin: SocketAddr = admin.as_str().expect("text").parse().expect("an address");
+    let request = Request::get("/sessions").header("host", &admin.to_string());
+    let told = ask(admin, &request).await.expect("asked");
+    assert_eq!(told.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_report_goes_where_it_is_asked_to() {
     let world = World::of(vec![Plan::of("orders")]).await;
     let file = world.file("report.json");
@@ -481,6 +543,38 @@ fn what_makes_no_sense_is_told_all_at_once() {
             stderr(&output)
         );
     }
+}
+
+#[test]
+fn a_pipelines_parameter_wins_over_the_file_of_its_workspace() {
+    let verify = |json: &str, more: &[&str]| {
+        let output = Command::new(binary())
+            .args([
+                "verify",
+                "--build-apps",
+                "orders",
+                "--kubeconfig",
+                "/nowhere/at/all",
+            ])
+            .args(["--intercept-header", "x-dev-session:pr-42"])
+            .args(["--deployed-pods", r#"{"orders":"pr-orders-pr-42"}"#])
+            .args(more)
+            .env("STACK_JSON", json)
+            .env("STACK_FILE", "runs/1/stack.json")
+            .output();
+        stderr(&output.expect("the binary can be started"))
+    };
+    let json = r#"{"name":"shop","apps":[{"name":"orders"}]}"#;
+
+    let given = verify(json, &[]);
+    assert!(given.contains("/nowhere/at/all"), "{given}");
+    let empty = verify("", &[]);
+    assert!(
+        empty.contains("cannot read the stack runs/1/stack.json"),
+        "{empty}"
+    );
+    let typed = verify(json, &["--stack-file", "stack.yaml"]);
+    assert!(typed.contains("give the stack once"), "{typed}");
 }
 
 #[test]

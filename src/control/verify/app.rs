@@ -127,6 +127,7 @@ impl<'a> Watched<'a> {
             ok: checks.iter().all(|check| check.ok) && replicas.iter().all(|replica| replica.ok),
             pr_pod: self.pr_pod_name.clone(),
             proxy_pod: self.proxy_name.clone(),
+            proxy_admin: self.proxy.as_ref().ok().map(|proxy| proxy.admin),
             checks,
             replicas,
         }
@@ -151,6 +152,8 @@ impl<'a> Watched<'a> {
         case: &Case<'_>,
         untagged: &[Reply],
     ) -> Result<(), String> {
+        // Without its address nobody could tell a request to it from another.
+        self.pr_pod.as_ref().map_err(Clone::clone)?;
         // Once a later request is in tap and log, so would these be.
         let marker = self.mark(case).await;
         let tagged: Vec<&Reply> = marker.iter().collect();

@@ -8,7 +8,7 @@ use http::HeaderName;
 use http::uri::PathAndQuery;
 
 use super::traffic::Measurement;
-use crate::cli::cluster::{Verify, Witness};
+use crate::cli::cluster::{Only, Verify, Witness};
 use crate::config::{Place, Problem, Text};
 use crate::control::pull_request::PullRequest;
 use crate::plan::text::duration;
@@ -51,6 +51,7 @@ pub(super) struct Proof {
     /// Of the request that is to pass the whole chain; `None`: that of all probes.
     pub chain_path: Option<String>,
     pub witness: Witness,
+    pub only: Only,
     /// Untagged traffic before the intercept.
     pub before: Option<Measurement>,
     pub max_slowdown: f64,
@@ -129,6 +130,7 @@ impl Judge {
             deployed_pods: self.deployed_pods(arguments),
             chain_path: chain_path.and_then(|text| self.read(&text, path_of(&text.value))),
             witness: arguments.witness,
+            only: arguments.only,
             before: before.and_then(|file| self.measurement(file)),
             max_slowdown: slowdown.unwrap_or(SLOWDOWN),
             out: given_path(arguments.out.as_deref()).map(Path::to_owned),

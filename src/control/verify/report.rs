@@ -2,6 +2,7 @@
 //!
 //! The shape of the JSON is an interface: keys stay, new ones may come.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -30,6 +31,8 @@ pub(super) struct AppReport {
     pub ok: bool,
     pub pr_pod: String,
     pub proxy_pod: String,
+    /// Where it tells of its requests; `null`: it was not found.
+    pub proxy_admin: Option<SocketAddr>,
     /// What holds for the app as a whole.
     pub checks: Vec<Check>,
     pub replicas: Vec<ReplicaReport>,
