@@ -494,7 +494,7 @@ async fn the_report_says_where_the_proxy_tells_of_its_requests() {
 
     let admin = &outcome.report["apps"][0]["proxy_admin"];
     let admin: SocketAddr = admin.as_str().expect("text").parse().expect("an address");
-    let request = Request::get("/sessions").header("host", &admin.to_string());
+    let request = Request::get("/sessions").header("host", admin.to_string());
     let told = ask(admin, &request).await.expect("asked");
     assert_eq!(told.status, 200);
 }
