@@ -197,8 +197,8 @@ func runRules(set *Set, manifest Manifest, run *pipelinev1.PipelineRun) []Proble
 			}
 		}
 	}
-	if run.Spec.TaskRunTemplate.ServiceAccountName == "" {
-		texts = append(texts, "names no service account: tasks would run as the namespace's default")
+	if account := run.Spec.TaskRunTemplate.ServiceAccountName; account == "" || account == "default" {
+		texts = append(texts, "names no service account: its tasks would run as the namespace's default")
 	}
 	var problems []Problem
 	for _, text := range texts {
