@@ -42,8 +42,21 @@ var ways = map[string][]map[string]string{
 	},
 }
 
-// words are parameters that are lists: their blanks divide.
+// lists are parameters that are lists of words: their blanks divide.
 var lists = []string{"build-apps", "propagation-chain", "test-apps", "namespaces"}
+
+// told is how messages call a parameter otherwise than by its name.
+var told = map[string][]string{
+	"run-id":         {"runs/", "the run's name"},
+	"build-apps":     {"are not those of", "no app", "no image", "an app"},
+	"git-url":        {"a repository's address", "the address of a repository"},
+	"git-base-url":   {"a repository's address", "the address of a repository"},
+	"git-revision":   {"a branch, a tag or a commit"},
+	"app-revision":   {"a branch, a tag or a commit"},
+	"image-registry": {"is not a registry"},
+	"image-tag":      {"is not a tag"},
+	"push-registry":  {"is not a registry"},
+}
 
 // hostile are the values that every parameter has to bear. CANARY is a file that none of them may make.
 var hostile = map[string]string{
@@ -78,6 +91,7 @@ var hostile = map[string]string{
 	"a file of git":             "file:///etc",
 	"a path that goes up":       "../../../../../../../../../../../../..CANARY",
 	"a path that is absolute":   "CANARY",
+	"a folder further up":       "../../../../../../../../../../../../..OUTSIDE",
 	"a pattern":                 "*",
 	"a home":                    "~root/$HOME",
 	"a format":                  "%s%n%1000000d",
@@ -260,6 +274,7 @@ func (trial *trial) hostileTo(t *testing.T, param string) {
 	}
 	for _, name := range sortedKeys(values) {
 		value := strings.ReplaceAll(values[name], "CANARY", trial.bed.in("outside", "canary"))
+		value = strings.ReplaceAll(value, "OUTSIDE", trial.bed.in("outside"))
 		for _, problem := range trial.with(t, param, value) {
 			t.Errorf("%s: %s", name, problem)
 		}
@@ -374,12 +389,7 @@ func (trial *trial) names(param, value string, process Process, ended outcome) b
 	if usual := trial.usual[process.Name]; usual.code != 0 && sameKind(usual.output, ended.output) {
 		return true
 	}
-	var signs []string
-	for _, word := range strings.Split(param, "-") {
-		if len(word) > 2 {
-			signs = append(signs, strings.TrimSuffix(word, "s"))
-		}
-	}
+	signs := append([]string{param, strings.TrimSuffix(param, "-value")}, told[param]...)
 	for _, name := range variables(trial.step(process.Name), param) {
 		signs = append(signs, name, "--"+strings.ToLower(strings.ReplaceAll(name, "_", "-")))
 	}
@@ -403,6 +413,9 @@ func (trial *trial) divided(process Process, ended outcome) []string {
 	var problems []string
 	usual := trial.usual[process.Name].calls
 	for at, call := range ended.calls {
+		if len(usual) == 0 {
+			break
+		}
 		if at >= len(usual) || call[0] != usual[at][0] || len(call) != len(usual[at]) {
 			wanted := "nothing"
 			if at < len(usual) {
