@@ -10,10 +10,14 @@ import (
 	"syscall"
 )
 
-// A part of the plane: a process of this binary.
+// A part of the plane: a process of this binary, or of another one that was built beside it.
 type part struct {
 	name      string
 	arguments []string
+	// Empty: this binary, which takes the part's name as its first word.
+	binary string
+	// Beside HOME and PATH.
+	environment []string
 	// Where it says that it is there.
 	health string
 	// Its output, of all its runs.
@@ -45,14 +49,11 @@ func (p *part) start(deaths chan<- *part) error {
 		return err
 	}
 	defer log.Close()
-	binary, err := os.Executable()
+	command, err := p.command()
 	if err != nil {
 		return err
 	}
-	command := exec.Command(binary, append([]string{p.name}, p.arguments...)...)
 	command.Stdout, command.Stderr = log, log
-	// Nothing of ours is for them: a proxy or an ETCD_ variable would change what is started.
-	command.Env = []string{"HOME=" + filepath.Dir(p.log), "PATH=" + os.Getenv("PATH")}
 	command.SysProcAttr = &syscall.SysProcAttr{
 		// Ctrl-C is for us; the parts end in our order.
 		Setpgid: true,
@@ -77,6 +78,21 @@ func (p *part) start(deaths chan<- *part) error {
 	}
 	p.process, p.ended, p.expected = command.Process, ended, false
 	return nil
+}
+
+func (p *part) command() (*exec.Cmd, error) {
+	binary, arguments := p.binary, p.arguments
+	if binary == "" {
+		own, err := os.Executable()
+		if err != nil {
+			return nil, err
+		}
+		binary, arguments = own, append([]string{p.name}, p.arguments...)
+	}
+	command := exec.Command(binary, arguments...)
+	// Nothing of ours is for them: a proxy or an ETCD_ variable would change what is started.
+	command.Env = append(p.environment, "HOME="+filepath.Dir(p.log), "PATH="+os.Getenv("PATH"))
+	return command, nil
 }
 
 func (p *part) running() bool {

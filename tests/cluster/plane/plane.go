@@ -15,6 +15,10 @@ import (
 type plane struct {
 	dir                    string
 	etcd, api, controllers *part
+	// Empty until somebody asks for it.
+	tekton []*part
+	// Where the API server is.
+	address string
 	// Speaks as the administrator.
 	client *http.Client
 	deaths chan *part
@@ -47,6 +51,7 @@ func lay(dir string) (*plane, error) {
 		etcd:        etcdPart(dir, etcdClients, etcdPeers),
 		api:         apiPart(dir, api, etcdClients),
 		controllers: controllersPart(dir, controllers),
+		address:     fmt.Sprintf("https://127.0.0.1:%d", api),
 		client:      keys.administrator(),
 		// Room for everybody, so that nobody's end waits for somebody to hear of it.
 		deaths: make(chan *part, 16),

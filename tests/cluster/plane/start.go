@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -66,8 +67,12 @@ func (p *plane) run(ctx context.Context) error {
 	}
 }
 
-// obey takes the API server away and gives it back, at the same address and with the same data.
+// obey takes the API server away and gives it back, at the same address and with the same data; or
+// adds Tekton, from the folder that is named.
 func (p *plane) obey(ctx context.Context, word string) error {
+	if folder, ok := strings.CutPrefix(word, "start-tekton "); ok {
+		return p.bringTekton(ctx, folder)
+	}
 	switch word {
 	case "stop-api":
 		// At once: clients see a broken connection, as when its machine goes away.
@@ -78,12 +83,17 @@ func (p *plane) obey(ctx context.Context, word string) error {
 			return err
 		}
 		// Those that were refused meanwhile would look again only after up to a minute.
-		if err := p.takeDown(p.controllers); err != nil {
-			return err
+		for _, part := range append([]*part{p.controllers}, p.tekton...) {
+			if err := p.takeDown(part); err != nil {
+				return err
+			}
+			if err := p.bring(ctx, part); err != nil {
+				return err
+			}
 		}
-		return p.bring(ctx, p.controllers)
+		return nil
 	}
-	return fmt.Errorf("unknown word %q: stop-api or start-api", word)
+	return fmt.Errorf("unknown word %q: stop-api, start-api or start-tekton FOLDER", word)
 }
 
 // takeDown takes a part down, and its death off the books before somebody takes it for an accident.
@@ -127,7 +137,7 @@ func (p *plane) bring(ctx context.Context, part *part) error {
 
 // end takes the parts down, those first that lean on the others.
 func (p *plane) end() {
-	for _, part := range []*part{p.controllers, p.api, p.etcd} {
+	for _, part := range append(p.tekton, p.controllers, p.api, p.etcd) {
 		part.kill()
 	}
 }

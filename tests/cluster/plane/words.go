@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// What tests say to a running plane, over a Unix socket: one word per line, and for each the
+// What tests say to a running plane, over a Unix socket: one word per line, some with an argument, and for each the
 // answer `ok` or `failed: why` once it is done.
 type words struct {
 	spoken   chan word
