@@ -11,6 +11,8 @@
 //	SESSION_HEADER      x-dev-session
 //	BAGGAGE_KEY         dev-session
 //	DRAIN_DELAY         3s; how long requests are still accepted after SIGTERM, while /healthz says 503
+//
+// `demo-app crash`, run in its container, ends it at once and with an error.
 package main
 
 import (
@@ -36,7 +38,11 @@ var version = "dev"
 func main() {
 	log.SetFlags(log.LstdFlags | log.Lmicroseconds | log.LUTC)
 	log.SetOutput(os.Stdout)
-	if err := run(); err != nil {
+	deed := run
+	if len(os.Args) > 1 && os.Args[1] == "crash" {
+		deed = crash
+	}
+	if err := deed(); err != nil {
 		fmt.Fprintln(os.Stderr, "demo-app:", err)
 		os.Exit(1)
 	}
@@ -71,6 +77,12 @@ func run() error {
 	}
 	cancel() // a second signal ends the process at once
 	return drain(app, server, delay)
+}
+
+// The kernel gives the first process of a container no signal that it does not handle, not even KILL from inside; Go
+// handles QUIT by ending with the code 2.
+func crash() error {
+	return syscall.Kill(1, syscall.SIGQUIT)
 }
 
 // HTTP/1 and, for gRPC, HTTP/2 without TLS on the same port.
