@@ -18,6 +18,7 @@ mod discovery;
 mod drain;
 mod duplicates;
 mod forwarding;
+mod kind_up;
 mod layer;
 mod mended;
 mod pool;

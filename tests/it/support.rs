@@ -22,6 +22,7 @@ pub mod fields;
 pub mod grpc;
 pub mod h2_frames;
 pub mod hub;
+pub mod kind_up;
 pub mod metrics;
 pub mod mirrord;
 pub mod pods;
