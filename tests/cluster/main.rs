@@ -23,6 +23,7 @@ mod attach;
 mod cleanup;
 mod deploy;
 mod discovery;
+mod install;
 mod objects;
 mod plane_itself;
 mod rights;

@@ -13,6 +13,7 @@ pub mod address;
 pub mod agents;
 pub mod baseline;
 pub mod cluster;
+pub mod kubectl;
 pub mod kubelet;
 pub mod namespace;
 pub mod rights;
