@@ -5,8 +5,8 @@
 //! the same kind of admin port, in the same words.
 //!
 //! To read it in order: [`stack`] (the apps, who calls whom), [`pull_request`] (what is changed, for whom) and
-//! [`resolve`]; [`intercept`] (what is intercepted, and how), [`mirrord`] and [`objects`] (what is written
-//! for it), [`cluster`] and [`workload`] (what is read and applied), [`proof`] (one request that shows
+//! [`resolve`]; [`intercept`] (what is intercepted, and how), [`mirrord`], [`telepresence`] and [`objects`] (what
+//! is written for it), [`cluster`] and [`workload`] (what is read and applied), [`proof`] (one request that shows
 //! where requests go); then the commands on them: [`deploy`], [`cleanup`], [`verify`] and [`attach`].
 
 pub mod attach;
@@ -21,6 +21,7 @@ pub mod pull_request;
 pub mod resolve;
 pub mod stack;
 mod targets;
+pub mod telepresence;
 pub mod verify;
 pub mod words;
 pub mod workload;

@@ -92,7 +92,7 @@ pub struct Resolve {
 /// `session-proxy deploy`
 #[derive(Debug, Args)]
 pub struct Deploy {
-    /// How requests reach the PR pod: mirrord [default: mirrord]
+    /// How requests reach the PR pod: mirrord or telepresence [default: mirrord]
     #[arg(long, value_name = "NAME", env = "BACKEND")]
     pub backend: Option<String>,
 
@@ -104,7 +104,8 @@ pub struct Deploy {
     #[arg(long, value_name = "JSON", env = "BUILT_IMAGES")]
     pub built_images: Option<String>,
 
-    /// Image of the proxy pod, with session-proxy and mirrord in it [default: session-proxy:VERSION]
+    /// Image of the proxy pod, with session-proxy and the backend's program in it [default: session-proxy:VERSION
+    /// with mirrord, session-proxy-telepresence:VERSION with telepresence]
     #[arg(long, value_name = "IMAGE", env = "PROXY_IMAGE")]
     pub proxy_image: Option<String>,
 
@@ -123,6 +124,10 @@ pub struct Deploy {
     /// How mirrord's agent is started: job, or ephemeral for a container in the target's pod [default: job]
     #[arg(long, value_name = "KIND", env = "AGENT_KIND")]
     pub agent_kind: Option<String>,
+
+    /// Namespace of Telepresence's traffic manager [default: ambassador]
+    #[arg(long, value_name = "NAMESPACE", env = "MANAGER_NAMESPACE")]
+    pub manager_namespace: Option<String>,
 
     /// Mark the intercept as expired after this long, for `cleanup --expired`
     #[arg(long, value_name = "DURATION", env = "TTL")]
@@ -280,6 +285,15 @@ pub struct Attach {
     /// The mirrord executable
     #[arg(long, value_name = "FILE", env = "MIRRORD", default_value = "mirrord")]
     pub mirrord: PathBuf,
+
+    /// The telepresence executable
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "TELEPRESENCE",
+        default_value = "telepresence"
+    )]
+    pub telepresence: PathBuf,
 
     /// Delete a target pod whose port refuses everything after its agent was killed
     #[arg(long, env = "DELETE_BROKEN_TARGETS", value_parser = switch())]

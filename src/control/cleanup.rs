@@ -16,7 +16,7 @@ use tokio::time::{Duration, Instant, sleep};
 
 use super::Failure;
 use super::cluster::{Cluster, Kind, Name};
-use super::objects::{labels, proxy_name};
+use super::objects::{labels, proxy_names};
 use crate::cli;
 use crate::signals::Signals;
 use agents::Agents;
@@ -137,10 +137,12 @@ async fn shared(cluster: &Cluster, found: &[Intercept]) -> anyhow::Result<Vec<(S
     let mut shared = Vec::new();
     for (namespace, app) in apps {
         for kind in SHARED {
-            let name = Name::new(kind, namespace, proxy_name(app));
-            let there = cluster.look(&name).await?;
-            if there.is_some_and(|there| there.labels().contains_key(labels::APP)) {
-                shared.push((app.to_owned(), name));
+            for name in proxy_names(app) {
+                let name = Name::new(kind, namespace, name);
+                let there = cluster.look(&name).await?;
+                if there.is_some_and(|there| there.labels().contains_key(labels::APP)) {
+                    shared.push((app.to_owned(), name));
+                }
             }
         }
     }

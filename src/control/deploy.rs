@@ -9,6 +9,7 @@
 //! else.
 
 mod app;
+mod backend;
 mod deployed;
 mod diagnosis;
 mod join;

@@ -25,6 +25,90 @@ pub struct Intercept {
     pub baggage_key: String,
     pub mode: Mode,
     pub agent: Agent,
+    /// Files that say nothing of it are from before there was a choice.
+    #[serde(default, skip_serializing_if = "Backend::is_mirrord")]
+    pub backend: Backend,
+}
+
+/// Who takes the requests from the target's pods.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+pub enum Backend {
+    /// Only those that name a session.
+    #[default]
+    Mirrord,
+    /// All of a port.
+    Telepresence(Telepresence),
+}
+
+/// What Telepresence must be told beside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Telepresence {
+    /// Where its traffic manager runs.
+    pub manager_namespace: String,
+    /// By which Service each of the app's ports is intercepted, in the same order.
+    pub services: Vec<ServicePort>,
+}
+
+/// A port of a Service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ServicePort {
+    pub service: String,
+    /// Its name, or its number where it has none.
+    pub port: String,
+}
+
+impl Backend {
+    fn is_mirrord(&self) -> bool {
+        *self == Self::Mirrord
+    }
+
+    pub fn name(&self) -> BackendName {
+        match self {
+            Self::Mirrord => BackendName::Mirrord,
+            Self::Telepresence(_) => BackendName::Telepresence,
+        }
+    }
+}
+
+/// What can be chosen as a backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BackendName {
+    Mirrord,
+    Telepresence,
+}
+
+impl BackendName {
+    /// All of them, the usual one first.
+    pub const ALL: [Self; 2] = [Self::Mirrord, Self::Telepresence];
+
+    /// The word for it in flags.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Mirrord => "mirrord",
+            Self::Telepresence => "telepresence",
+        }
+    }
+
+    /// The one with that name.
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|name| name.word() == word)
+    }
+
+    /// The `app` label of its proxy pods.
+    pub fn proxy_label(self) -> &'static str {
+        match self {
+            Self::Mirrord => "mirrord-proxy",
+            Self::Telepresence => "telepresence-proxy",
+        }
+    }
+
+    /// Name of an app's proxy pod, and of all that belongs to it.
+    pub fn proxy_name(self, app: &str) -> String {
+        format!("{}-{app}", self.proxy_label())
+    }
 }
 
 /// A workload, or one pod.

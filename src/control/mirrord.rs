@@ -123,7 +123,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::control::intercept::{Agent, Port, Target, TargetKind};
+    use crate::control::intercept::{Agent, Backend, Port, Target, TargetKind};
 
     fn intercept() -> Intercept {
         Intercept {
@@ -142,6 +142,7 @@ mod tests {
                 is_ephemeral: false,
                 image: None,
             },
+            backend: Backend::Mirrord,
         }
     }
 

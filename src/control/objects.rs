@@ -24,6 +24,8 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use serde::Serialize;
 
+use crate::control::intercept::BackendName;
+
 /// Keys of labels, by which everything is found again.
 pub mod labels {
     /// On everything, mirrord's agents too.
@@ -50,7 +52,7 @@ pub mod annotations {
 /// The `app` label of every PR pod.
 pub const PR_POD: &str = "pr-test";
 
-/// The `app` label of every proxy pod.
+/// The `app` label of mirrord's proxy pods.
 pub const PROXY_POD: &str = "mirrord-proxy";
 
 /// Name of an app's pod for one session.
@@ -58,9 +60,16 @@ pub fn pr_pod_name(app: &str, session: &str) -> String {
     format!("pr-{app}-{session}")
 }
 
-/// Name of an app's proxy pod, and of all that belongs to it.
+/// Name of an app's proxy pod under mirrord, and of all that belongs to it.
 pub fn proxy_name(app: &str) -> String {
-    format!("mirrord-proxy-{app}")
+    BackendName::Mirrord.proxy_name(app)
+}
+
+/// Names of an app's proxy pod, whatever the backend; an app has one of them at a time.
+pub fn proxy_names(app: &str) -> impl Iterator<Item = String> {
+    BackendName::ALL
+        .into_iter()
+        .map(move |backend| backend.proxy_name(app))
 }
 
 /// Names a pod, as the API server returned it, as an owner: its end is the end of what it owns, unless

@@ -1,6 +1,6 @@
 //! The workload whose requests are taken: its pod template, and its pods that serve right now.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, anyhow, bail};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
@@ -12,6 +12,7 @@ use serde::Deserialize;
 
 use super::cluster::{Cluster, Object};
 use super::intercept::{Target, TargetKind};
+use super::telepresence::AgentPorts;
 use super::objects::{labels, template};
 use crate::kubernetes::Refusal;
 
@@ -33,6 +34,8 @@ pub struct Replica {
     pub name: String,
     pub uid: String,
     pub ip: IpAddr,
+    /// Where the ports of its Telepresence agent are, if it has one.
+    pub agent: AgentPorts,
 }
 
 impl Workload {
@@ -105,7 +108,14 @@ impl Replica {
             name: pod.name_any(),
             uid: pod.uid().unwrap_or_default(),
             ip,
+            agent: pod.spec.as_ref().map(AgentPorts::of).unwrap_or_default(),
         })
+    }
+
+    /// Where requests for a port of the app come in: at the port itself, or at that of Telepresence's
+    /// agent, which the app's Service leads to in its place.
+    pub fn door(&self, port: u16) -> SocketAddr {
+        (self.ip, self.agent.door(port).unwrap_or(port)).into()
     }
 }
 

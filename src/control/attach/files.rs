@@ -138,7 +138,7 @@ mod tests {
 
     use super::*;
     use crate::config;
-    use crate::control::intercept::{Agent, AppProtocol, Port, Target, TargetKind};
+    use crate::control::intercept::{Agent, AppProtocol, Backend, Port, Target, TargetKind};
     use crate::metrics::Metrics;
     use crate::plan::{Listener, ListenerKind, Plan};
 
@@ -218,6 +218,7 @@ users:
                 is_ephemeral: false,
                 image: None,
             },
+            backend: Backend::Mirrord,
         };
         let local = |port, app_port| Local { port, app_port };
         let locals = [local(18080, 8080), local(18081, 9000)];

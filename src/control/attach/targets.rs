@@ -234,7 +234,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::control::intercept::{Agent, AppProtocol, Mode, Port};
+    use crate::control::intercept::{Agent, AppProtocol, Backend, Mode, Port};
 
     fn intercept() -> Intercept {
         Intercept {
@@ -256,6 +256,7 @@ mod tests {
                 is_ephemeral: false,
                 image: None,
             },
+            backend: Backend::Mirrord,
         }
     }
 

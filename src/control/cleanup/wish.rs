@@ -69,7 +69,7 @@ impl Wish {
             object(
                 &mut problems,
                 "--backend",
-                format!("{backend:?} is no backend; use mirrord"),
+                format!("{backend:?} is no backend; use mirrord or telepresence"),
             );
         }
         let timeout = given(arguments.timeout.as_deref()).unwrap_or(PATIENCE);

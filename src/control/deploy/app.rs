@@ -5,6 +5,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, PodTemplateSpec, Servi
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use tokio::time::{Instant, sleep};
 
+use super::backend;
 use super::join::Shared;
 use super::order::Change;
 use super::placeholder::Placeholder;
@@ -14,7 +15,7 @@ use super::routing::{Proofs, Routing};
 use super::undo::Made;
 use super::wait::{PULSE, Standing, Wait};
 use crate::control::cluster::{Cluster, Draft, Kind, Name};
-use crate::control::intercept::Intercept;
+use crate::control::intercept::{Backend, BackendName, Intercept};
 use crate::control::objects::pr_pod::PrPod;
 use crate::control::objects::proxy::Proxy;
 use crate::control::objects::selection;
@@ -44,7 +45,8 @@ impl<'o> Planned<'o> {
                 workload.target
             );
         }
-        let planned = Self::made_from(change, workload);
+        let backend = backend::of(cluster, &change, &workload).await?;
+        let planned = Self::made_from(change, workload, backend);
         planned.check_claimants(cluster).await?;
         Ok(planned)
     }
@@ -69,10 +71,11 @@ impl<'o> Planned<'o> {
             replicas: 1,
             selector: None,
         };
-        Self::made_from(change, workload)
+        let backend = backend::unread(&change);
+        Self::made_from(change, workload, backend)
     }
 
-    fn made_from(change: Change<'o>, workload: Workload) -> Self {
+    fn made_from(change: Change<'o>, workload: Workload, backend: Backend) -> Self {
         let order = change.order;
         let voice = Voice::of(&change.app.name);
         let made = PrPod {
@@ -89,7 +92,7 @@ impl<'o> Planned<'o> {
         for note in made.notes {
             voice.say(note);
         }
-        let intercept = change.intercept();
+        let intercept = change.intercept(backend);
         Self {
             pr_pod: Draft::new(Kind::Pod, change.namespace(), &made.pod),
             shared: shared(change, &intercept, &workload),
@@ -168,7 +171,8 @@ impl<'o> Planned<'o> {
         // Until everything is found as it was left: the collector may have been at work.
         loop {
             let proxy = shared.hold().await?;
-            placeholder.leaves().await?;
+            // Somebody may have brought up the other one at the same moment.
+            backend::check_others(cluster, &self.change).await?;
             let is_live = self.wait_for_proxy(cluster, &proxy).await?
                 && self.prove(cluster, &shared, &proxy).await?
                 && shared.still_holds(&proxy).await?;
@@ -242,11 +246,14 @@ impl<'o> Planned<'o> {
         shared: &Shared<'_>,
         proxy: &str,
     ) -> anyhow::Result<bool> {
+        let is_shared = self.change.order.backend == BackendName::Telepresence;
+        let shared_proxy = is_shared.then(|| self.workload.target.to_string());
         let header = self.change.order.pull_request.header.parse();
         let routing = Routing {
             header: header.context("the session header is no header")?,
             session: self.change.session(),
             ports: &self.intercept.ports,
+            shared_proxy: shared_proxy.as_deref(),
         };
         let mut proofs = Proofs::default();
         loop {

@@ -9,11 +9,11 @@ use jiff::Timestamp;
 
 use crate::cli::cluster;
 use crate::config::Problem;
-use crate::control::intercept::{Agent, Intercept, Mode, Port};
+use crate::control::intercept::{Agent, Backend, BackendName, Intercept, Mode, Port};
 use crate::control::pull_request::PullRequest;
 use crate::control::stack::{App, names};
 use crate::control::words::{given, label_value, words};
-use judge::Judge;
+use judge::{Elsewhere, Judge};
 
 /// What is to be brought up.
 #[derive(Debug, Clone)]
@@ -21,6 +21,9 @@ pub(super) struct Order {
     pub(super) pull_request: PullRequest,
     /// One per changed app, in the same order.
     pub(super) images: Vec<String>,
+    pub(super) backend: BackendName,
+    /// Where Telepresence's traffic manager is.
+    pub(super) manager_namespace: String,
     pub(super) proxy_image: String,
     /// One that exists; `None`: the proxy's own.
     pub(super) service_account: Option<String>,
@@ -63,14 +66,16 @@ impl Order {
             }
         };
         let mut judge = Judge(&mut problems);
-        judge.backend(given(arguments.backend.as_deref()));
+        let backend = judge.backend(given(arguments.backend.as_deref()));
+        let manager_namespace =
+            judge.manager_namespace(given(arguments.manager_namespace.as_deref()));
         // Also when something else about the pull request is wrong: all mistakes are told at once.
         let apps = match &pull_request {
             Some(pull_request) => pull_request.apps.clone(),
             None => words(arguments.pull_request.build_apps.as_deref()),
         };
         let images = judge.images(given(arguments.built_images.as_deref()), &apps);
-        let proxy_image = judge.proxy_image(given(arguments.proxy_image.as_deref()));
+        let proxy_image = judge.proxy_image(given(arguments.proxy_image.as_deref()), backend);
         let service_account = judge.named(
             "--proxy-service-account",
             given(arguments.proxy_service_account.as_deref()),
@@ -85,12 +90,27 @@ impl Order {
         let expires_at = judge.expires_at(given(arguments.ttl.as_deref()));
         let patience = judge.patience(given(arguments.timeout.as_deref()));
         if let Some(pull_request) = &pull_request {
-            judge.rights(pull_request, &agent, service_account.is_some());
+            let elsewhere = match backend {
+                BackendName::Mirrord => agent.namespace.as_deref().map(|namespace| Elsewhere {
+                    flag: "--agent-namespace",
+                    namespace,
+                }),
+                BackendName::Telepresence => Some(Elsewhere {
+                    flag: "--manager-namespace",
+                    namespace: &manager_namespace,
+                }),
+            };
+            judge.rights(
+                pull_request,
+                elsewhere.filter(|_| service_account.is_none()),
+            );
         }
         match pull_request {
             Some(pull_request) if problems.is_empty() => Ok(Self {
                 pull_request,
                 images,
+                backend,
+                manager_namespace,
                 proxy_image,
                 service_account,
                 expires_at,
@@ -129,17 +149,13 @@ impl Change<'_> {
     }
 
     /// What the app's proxy is to do, whoever's session it is.
-    pub(super) fn intercept(&self) -> Intercept {
+    pub(super) fn intercept(&self, backend: Backend) -> Intercept {
         let namespace = self.namespace().to_owned();
         let agent = &self.order.agent;
-        let ports = self.app.ports.iter().map(|port| Port {
-            container_port: port.container_port,
-            protocol: port.protocol,
-        });
         Intercept {
             app: self.app.name.clone(),
             target: self.app.target.clone(),
-            ports: ports.collect(),
+            ports: self.ports(),
             header: self.order.pull_request.header.clone(),
             baggage_key: self
                 .order
@@ -154,8 +170,18 @@ impl Change<'_> {
                 is_ephemeral: agent.is_ephemeral,
                 image: agent.image.clone(),
             },
+            backend,
             namespace,
         }
+    }
+
+    /// The app's ports.
+    pub(super) fn ports(&self) -> Vec<Port> {
+        let ports = self.app.ports.iter().map(|port| Port {
+            container_port: port.container_port,
+            protocol: port.protocol,
+        });
+        ports.collect()
     }
 }
 
@@ -235,7 +261,10 @@ mod tests {
         ])
         .unwrap();
 
-        let intercept = |order: &Order| order.changes().nth(1).unwrap().intercept();
+        let intercept = |order: &Order| {
+            let change = order.changes().nth(1).unwrap();
+            change.intercept(Backend::Mirrord)
+        };
         assert_eq!(intercept(&order), intercept(&other));
         let intercept = intercept(&order);
         let ports: Vec<_> = intercept
@@ -368,11 +397,36 @@ mod tests {
     }
 
     #[test]
-    fn telepresence_is_refused_in_a_sentence_of_its_own() {
-        let told = parse(&["--backend", "telepresence"]).unwrap_err();
-        assert_eq!(
-            told,
-            "--backend: telepresence is not supported by this version; use mirrord"
+    fn each_backend_has_an_image_of_its_own() {
+        let account = ["--proxy-service-account", "session-proxy"];
+        for (flags, image) in [
+            (&[][..], "session-proxy"),
+            (&["--backend", "mirrord"], "session-proxy"),
+            (
+                &["--backend", "telepresence"],
+                "session-proxy-telepresence",
+            ),
+        ] {
+            let order = parse(&[&account[..], flags].concat()).unwrap();
+            assert_eq!(order.proxy_image, format!("{image}:{VERSION}"));
+        }
+    }
+
+    #[test]
+    fn a_traffic_manager_elsewhere_needs_an_account_that_may_reach_it() {
+        let telepresence = ["--backend", "telepresence"];
+        let told = parse(&telepresence).unwrap_err();
+        assert!(
+            told.starts_with("--manager-namespace: is \"ambassador\"")
+                && told.contains("--proxy-service-account"),
+            "{told}"
         );
+
+        let named = [&telepresence[..], &["--manager-namespace", "staging"]].concat();
+        assert_eq!(parse(&named).unwrap().manager_namespace, "staging");
+        // It is no concern of mirrord's.
+        parse(&["--manager-namespace", "traffic"]).unwrap();
+        let told = parse(&["--manager-namespace", "No Name"]).unwrap_err();
+        assert!(told.starts_with("--manager-namespace: "), "{told}");
     }
 }

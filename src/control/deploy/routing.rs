@@ -28,6 +28,8 @@ pub(super) struct Routing<'a> {
     pub(super) header: HeaderName,
     pub(super) session: &'a str,
     pub(super) ports: &'a [Port],
+    /// What the one proxy of all replicas calls itself; `None`: each replica has a proxy of its own.
+    pub(super) shared_proxy: Option<&'a str>,
 }
 
 /// What is known of the replicas, by uid.
@@ -48,7 +50,7 @@ impl Routing<'_> {
 
     async fn prove(&self, replica: &Replica) -> Result<(), String> {
         for port in self.ports {
-            let place = SocketAddr::new(replica.ip, port.container_port);
+            let place = replica.door(port.container_port);
             self.prove_port(replica, port, place)
                 .await
                 .map_err(|why| format!("{} ({place}): {why}", replica.name))?;
@@ -69,7 +71,7 @@ impl Routing<'_> {
         ];
         let answer = ask(port, place, sign.into()).await;
         let answer = answer.map_err(|why| format!("the probe session: {why}"))?;
-        is_sign(&answer, &replica.name, &nonce)?;
+        is_sign(&answer, self.shared_proxy.unwrap_or(&replica.name), &nonce)?;
 
         let tagged = vec![(self.header.clone(), value(self.session))];
         let answer = ask(port, place, tagged).await;
@@ -186,6 +188,7 @@ mod tests {
 
     use super::*;
     use crate::control::proof::Ending;
+    use crate::control::telepresence::AgentPorts;
 
     fn answer(headers: &[(&'static str, &str)], body: &str) -> Answer {
         let mut map = HeaderMap::new();
@@ -292,6 +295,7 @@ mod tests {
             name: format!("orders-{number}"),
             uid: format!("uid-{number}"),
             ip: [127, 0, 0, number].into(),
+            agent: AgentPorts::default(),
         };
         let mut proofs = Proofs::default();
         assert!(!proofs.cover(&[]));

@@ -17,7 +17,9 @@ use serde::de::DeserializeOwned;
 use super::pr_pod::{Made, PrPod};
 use super::proxy::Proxy;
 use super::{owner, template};
-use crate::control::intercept::{Agent, AppProtocol, Intercept, Mode, Port, Target, TargetKind};
+use crate::control::intercept::{
+    Agent, AppProtocol, Backend, Intercept, Mode, Port, Target, TargetKind,
+};
 use crate::control::stack::Stack;
 
 pub(super) const KINDS: [TargetKind; 5] = [
@@ -133,6 +135,7 @@ pub(super) fn intercept(kind: TargetKind) -> Intercept {
             is_ephemeral: false,
             image: None,
         },
+        backend: Backend::Mirrord,
     }
 }
 

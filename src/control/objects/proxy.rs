@@ -2,7 +2,7 @@
 //!
 //! One for each app, whoever came first made it: so nothing in it belongs to one pull request but its
 //! owners. It runs as nobody in particular with nothing but a folder for temporary files; what needs
-//! privileges are mirrord's agents, elsewhere.
+//! privileges are mirrord's agents, elsewhere. With Telepresence nothing needs any.
 
 use k8s_openapi::api::core::v1::{
     Capabilities, ConfigMap, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource,
@@ -15,10 +15,8 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::{
-    PROXY_POD, Pairs, Recommended, annotations, fingerprint, labels, pairs, proxy_name, rights,
-};
-use crate::control::intercept::Intercept;
+use super::{Pairs, Recommended, annotations, fingerprint, labels, pairs, rights};
+use crate::control::intercept::{BackendName, Intercept};
 
 /// The folder of the intercept's file in the pod.
 const CONFIG_DIR: &str = "/etc/session-proxy";
@@ -41,7 +39,7 @@ pub struct Proxy<'a> {
     /// The stack's name.
     pub stack: &'a str,
     pub intercept: &'a Intercept,
-    /// An image with session-proxy and mirrord in it.
+    /// An image with session-proxy and the backend's own program in it.
     pub image: &'a str,
     /// Secrets to pull it with; the target's own are a good guess.
     pub pull_secrets: &'a [LocalObjectReference],
@@ -120,7 +118,7 @@ impl Proxy<'_> {
 
     /// That it may; not wanted when `service_account` names one that exists.
     pub fn role_binding(&self) -> RoleBinding {
-        let name = proxy_name(&self.intercept.app);
+        let name = self.name();
         RoleBinding {
             metadata: self.metadata(),
             role_ref: RoleRef {
@@ -138,13 +136,21 @@ impl Proxy<'_> {
     }
 
     fn service_account_name(&self) -> String {
-        let own = || proxy_name(&self.intercept.app);
+        let own = || self.name();
         self.service_account.map_or_else(own, str::to_owned)
+    }
+
+    fn backend(&self) -> BackendName {
+        self.intercept.backend.name()
+    }
+
+    fn name(&self) -> String {
+        self.backend().proxy_name(&self.intercept.app)
     }
 
     fn metadata(&self) -> ObjectMeta {
         ObjectMeta {
-            name: Some(proxy_name(&self.intercept.app)),
+            name: Some(self.name()),
             namespace: Some(self.intercept.namespace.clone()),
             labels: Some(self.labels()),
             owner_references: (!self.owners.is_empty()).then(|| self.owners.to_vec()),
@@ -156,14 +162,14 @@ impl Proxy<'_> {
         let app = &self.intercept.app;
         let recommended = Recommended {
             name: "session-proxy",
-            instance: &proxy_name(app),
+            instance: &self.name(),
             component: "proxy",
             image: self.image,
             part_of: self.stack,
         };
         let mut proxy_labels = recommended.pairs();
         proxy_labels.extend(pairs([
-            ("app", PROXY_POD),
+            ("app", self.backend().proxy_label()),
             ("component", app),
             (labels::APP, app),
         ]));
@@ -233,14 +239,18 @@ impl Proxy<'_> {
             }),
             ..EnvVar::default()
         });
-        let mut texts = vec![
-            // The only folder that can be written to.
-            ("HOME", "/tmp"),
-            // For a mirrord that a person runs in the pod: the cluster may have no way out, and lines
-            // that move are of no use without a terminal. `attach` tells its own mirrords.
-            ("MIRRORD_CHECK_VERSION", "false"),
-            ("MIRRORD_PROGRESS_MODE", "off"),
-        ];
+        // The only folder that can be written to.
+        let mut texts = vec![("HOME", "/tmp")];
+        // For a client that a person runs in the pod: the cluster may have no way out, and lines that
+        // move are of no use without a terminal. `attach` tells its own clients.
+        texts.extend(match self.backend() {
+            BackendName::Mirrord => [
+                ("MIRRORD_CHECK_VERSION", "false"),
+                ("MIRRORD_PROGRESS_MODE", "off"),
+            ]
+            .as_slice(),
+            BackendName::Telepresence => [("SCOUT_DISABLE", "1")].as_slice(),
+        });
         if self.may_delete_targets {
             texts.push(("DELETE_BROKEN_TARGETS", "true"));
         }
@@ -257,7 +267,7 @@ impl Proxy<'_> {
             Volume {
                 name: "intercept".to_owned(),
                 config_map: Some(ConfigMapVolumeSource {
-                    name: proxy_name(&self.intercept.app),
+                    name: self.name(),
                     ..ConfigMapVolumeSource::default()
                 }),
                 ..Volume::default()

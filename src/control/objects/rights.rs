@@ -5,10 +5,42 @@
 
 use k8s_openapi::api::rbac::v1::PolicyRule;
 
-use crate::control::intercept::{Intercept, TargetKind};
+use crate::control::intercept::{Backend, Intercept, TargetKind};
 
-/// What takes one app's requests needs, where the agents run in the app's own namespace.
+/// What takes one app's requests needs, where the agents, or the traffic manager, run in the app's own
+/// namespace.
 pub(super) fn of_proxy(intercept: &Intercept, may_delete_targets: bool) -> Vec<PolicyRule> {
+    match intercept.backend {
+        Backend::Mirrord => with_mirrord(intercept, may_delete_targets),
+        Backend::Telepresence(_) => with_telepresence(intercept),
+    }
+}
+
+/// The rest of the client's rights is in the traffic manager's namespace; where that is the app's own,
+/// it is in here.
+fn with_telepresence(intercept: &Intercept) -> Vec<PolicyRule> {
+    let mut rules = vec![
+        // The target's pods, which come and go, the PR pods, and the traffic manager's.
+        rule("", "pods", &["get", "list", "watch"]),
+        // Telepresence's client speaks to the traffic manager and to the agents through the API server.
+        rule("", "pods/portforward", &["create"]),
+        // It follows all that can be intercepted.
+        rule("", "services", &["get", "list", "watch"]),
+        rule(
+            "apps",
+            "deployments",
+            &["get", "list", "watch"],
+        ),
+        rule("apps", "replicasets", &["get", "list", "watch"]),
+        rule("apps", "statefulsets", &["get", "list", "watch"]),
+    ];
+    if intercept.target.kind == TargetKind::Rollout {
+        rules.push(rule("argoproj.io", "rollouts", &["get", "list", "watch"]));
+    }
+    rules
+}
+
+fn with_mirrord(intercept: &Intercept, may_delete_targets: bool) -> Vec<PolicyRule> {
     let mut rules = vec![
         // The target's pods, which come and go; the PR pods; mirrord's agent until it runs.
         rule("", "pods", &["get", "list", "watch"]),

@@ -60,8 +60,10 @@ pub(super) fn annotations(template: &PodTemplateSpec) -> Pairs {
         .as_ref()
         .and_then(|metadata| metadata.annotations.clone());
     let mut annotations = annotations.unwrap_or_default();
-    // What kubectl did to the template: when it was restarted, what was applied.
-    annotations.retain(|key, _| !key.starts_with("kubectl.kubernetes.io/"));
+    // What kubectl did to the template: when it was restarted, what was applied. What Telepresence did to
+    // it, or is to do with the baseline's pods: a PR pod is none of them.
+    let foreign = ["kubectl.kubernetes.io/", "telepresence.getambassador.io/"];
+    annotations.retain(|key, _| !foreign.iter().any(|domain| key.starts_with(domain)));
     annotations
 }
 

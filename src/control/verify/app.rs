@@ -17,6 +17,7 @@ use super::scene::{PrPod, ProxyPod, Scene};
 use super::tap::{Heard, Tap};
 use crate::cli::cluster::Witness;
 use crate::control::cluster::Cluster;
+use crate::control::intercept::BackendName;
 use crate::control::objects;
 use crate::control::stack::Port;
 use crate::control::targets::{self, Target};
@@ -102,7 +103,10 @@ impl<'a> Watched<'a> {
         Watched {
             pr_pod_name: pr_pod
                 .map_or_else(|| objects::pr_pod_name(app, case.session), str::to_owned),
-            proxy_name: objects::proxy_name(app),
+            proxy_name: match &proxy {
+                Ok(proxy) => proxy.name.clone(),
+                Err(_) => objects::proxy_name(app),
+            },
             scene,
             pr_pod: pod,
             proxy,
@@ -184,6 +188,17 @@ impl<'a> Watched<'a> {
         let upstream = line.upstream.as_deref().and_then(judgement::ip);
         let pr_pod = self.pr_pod.as_ref().map(|pod| pod.ip.to_canonical());
         upstream.is_some() && upstream == pr_pod.ok()
+    }
+
+    /// What the proxy that a replica's requests pass calls itself: after the replica, or, where one
+    /// serves all of them, after the workload.
+    fn proxy_of(&self, replica: &Replica) -> String {
+        match &self.proxy {
+            Ok(proxy) if proxy.backend == BackendName::Telepresence => {
+                self.scene.app.target.to_string()
+            }
+            _ => replica.name.clone(),
+        }
     }
 
     async fn mark(&self, case: &Case<'_>) -> Option<Reply> {

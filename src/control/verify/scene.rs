@@ -14,8 +14,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::question::Door;
 use crate::control::cluster::Cluster;
-use crate::control::intercept::AppProtocol;
-use crate::control::objects::{self, labels};
+use crate::control::intercept::{AppProtocol, BackendName};
+use crate::control::objects::labels;
 use crate::control::stack::{App, Port};
 use crate::control::workload::{Replica, Workload};
 use crate::kubernetes::Refusal;
@@ -65,6 +65,7 @@ pub(super) struct PrPod {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ProxyPod {
     pub name: String,
+    pub backend: BackendName,
     pub admin: SocketAddr,
 }
 
@@ -88,7 +89,7 @@ impl<'a> Scene<'a> {
 
     /// A port of a replica.
     pub(super) fn door(&self, replica: &Replica, port: &Port, path: &str) -> Door {
-        self.door_at((replica.ip, port.container_port).into(), port, path)
+        self.door_at(replica.door(port.container_port), port, path)
     }
 
     /// Where the app's callers ask, at its first port: its Service, or where that has no address or
@@ -160,7 +161,7 @@ impl PrPod {
 }
 
 impl ProxyPod {
-    /// The app's proxy pod, as long as it serves.
+    /// The app's proxy pod, as long as it serves; of whichever backend it is.
     ///
     /// # Errors
     /// What is missing, in words for people.
@@ -170,7 +171,27 @@ impl ProxyPod {
         app: &str,
         late: Instant,
     ) -> Result<Self, String> {
-        let name = objects::proxy_name(app);
+        let mut missing = Vec::new();
+        for backend in BackendName::ALL {
+            let name = backend.proxy_name(app);
+            match timeout_at(late, cluster.read::<Pod>(namespace, &name)).await {
+                Ok(Ok(None)) => missing.push(name),
+                // What keeps it from serving is told by whoever looks closer.
+                _ => return Self::serving(cluster, namespace, (backend, name), late).await,
+            }
+        }
+        Err(format!(
+            "there is no pod {} in namespace {namespace}",
+            missing.join(" or ")
+        ))
+    }
+
+    async fn serving(
+        cluster: &Cluster,
+        namespace: &str,
+        (backend, name): (BackendName, String),
+        late: Instant,
+    ) -> Result<Self, String> {
         let pod = serving(cluster, namespace, &name, late).await?;
         let ip = ip(&pod).ok_or_else(|| format!("pod {name} has no address"))?;
         let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
@@ -179,6 +200,7 @@ impl ProxyPod {
         let admin = admin.and_then(|port| u16::try_from(port.container_port).ok());
         Ok(Self {
             name,
+            backend,
             admin: (ip, admin.unwrap_or(ADMIN)).into(),
         })
     }

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use super::AgentOrder;
 use crate::cli::{VERSION, cluster};
 use crate::config::{Place, Problem};
+use crate::control::intercept::BackendName;
 use crate::control::pull_request::PullRequest;
 use crate::control::stack::names;
 use crate::control::words::given;
@@ -15,6 +16,16 @@ use crate::plan::text;
 
 /// How long all of it may take, when nothing is said.
 const PATIENCE: &str = "5m";
+
+/// Where the traffic manager is when nothing is said.
+const MANAGER_NAMESPACE: &str = "ambassador";
+
+/// A namespace in which a proxy needs rights, and the flag that names it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Elsewhere<'e> {
+    pub(super) flag: &'static str,
+    pub(super) namespace: &'e str,
+}
 
 /// Collects what is wrong.
 pub(super) struct Judge<'p>(pub(super) &'p mut Vec<Problem>);
@@ -44,17 +55,20 @@ impl Judge<'_> {
         }
     }
 
-    pub(super) fn backend(&mut self, text: Option<&str>) {
-        match text {
-            None | Some("mirrord") => {}
-            Some("telepresence") => self.object(
-                "--backend",
-                "telepresence is not supported by this version; use mirrord",
-            ),
-            Some(other) => {
-                self.object("--backend", format!("{other:?} is no backend; use mirrord"));
-            }
-        }
+    pub(super) fn backend(&mut self, text: Option<&str>) -> BackendName {
+        let Some(text) = text else {
+            return BackendName::Mirrord;
+        };
+        BackendName::parse(text).unwrap_or_else(|| {
+            let message = format!("{text:?} is no backend; use mirrord or telepresence");
+            self.object("--backend", message);
+            BackendName::Mirrord
+        })
+    }
+
+    pub(super) fn manager_namespace(&mut self, text: Option<&str>) -> String {
+        let named = self.named("--manager-namespace", text, names::label);
+        named.unwrap_or_else(|| MANAGER_NAMESPACE.to_owned())
     }
 
     /// One image per app; apps of the map that were not changed are no concern of ours.
@@ -87,8 +101,11 @@ impl Judge<'_> {
         images
     }
 
-    pub(super) fn proxy_image(&mut self, text: Option<&str>) -> String {
-        let own = format!("session-proxy:{VERSION}");
+    pub(super) fn proxy_image(&mut self, text: Option<&str>, backend: BackendName) -> String {
+        let own = match backend {
+            BackendName::Mirrord => format!("session-proxy:{VERSION}"),
+            BackendName::Telepresence => format!("session-proxy-telepresence:{VERSION}"),
+        };
         let image = text.map(|text| self.named("--proxy-image", Some(text), image));
         image.flatten().unwrap_or(own)
     }
@@ -113,13 +130,8 @@ impl Judge<'_> {
     }
 
     /// Owners cannot cross namespaces, so rights in another one cannot come and go with the PR pods.
-    pub(super) fn rights(
-        &mut self,
-        pull_request: &PullRequest,
-        agent: &AgentOrder,
-        has_account: bool,
-    ) {
-        let Some(namespace) = agent.namespace.as_deref().filter(|_| !has_account) else {
+    pub(super) fn rights(&mut self, pull_request: &PullRequest, elsewhere: Option<Elsewhere<'_>>) {
+        let Some(Elsewhere { flag, namespace }) = elsewhere else {
             return;
         };
         let apps = pull_request
@@ -129,7 +141,7 @@ impl Judge<'_> {
         let mut others = apps.map(|app| pull_request.namespace_of(app));
         if let Some(other) = others.find(|other| *other != namespace) {
             self.object(
-                "--agent-namespace",
+                flag,
                 format!(
                     "is {namespace:?}, but the apps are in {other:?}: a proxy's own service account has no rights there; name one that has with --proxy-service-account (see config/rbac)"
                 ),

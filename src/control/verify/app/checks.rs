@@ -55,11 +55,12 @@ impl Watched<'_> {
         told: &[Target],
     ) -> Vec<Check> {
         let expected = self.expected(case);
+        let proxy = self.proxy_of(asked.replica);
         let port = Some(asked.port.container_port);
         let check = |name, reply: &Reply, verdict| Check::new(name, port, verdict, reply.took);
         let tagged = |name, reply: &Reply| {
             let evidence = witnesses.on(reply);
-            let verdict = judgement::tagged(reply, &asked.replica.name, &expected, evidence);
+            let verdict = judgement::tagged(reply, &proxy, &expected, evidence);
             check(name, reply, verdict)
         };
         let Asked {
@@ -70,7 +71,7 @@ impl Watched<'_> {
         } = asked;
         let target = told.iter().find(|target| target.pod == asked.replica.name);
         let intercepted =
-            judgement::intercepted(probe, &asked.replica.name).map_err(|why| match target {
+            judgement::intercepted(probe, &proxy).map_err(|why| match target {
                 Some(target) => format!("{why}; its proxy pod says that it is {target}"),
                 None => why,
             });
