@@ -295,6 +295,16 @@ pub struct Attach {
     )]
     pub telepresence: PathBuf,
 
+    /// Where telepresence's daemon listens; that is part of the executable
+    #[arg(
+        long,
+        hide = true,
+        value_name = "FILE",
+        env = "TELEPRESENCE_SOCKET",
+        default_value = "/tmp/telepresence-connector.socket"
+    )]
+    pub telepresence_socket: PathBuf,
+
     /// Delete a target pod whose port refuses everything after its agent was killed
     #[arg(long, env = "DELETE_BROKEN_TARGETS", value_parser = switch())]
     pub delete_broken_targets: bool,

@@ -1,7 +1,7 @@
 //! The first process of a proxy pod: keeps one mirrord session per ready target pod for as long as it
-//! lives.
+//! lives, or one intercept of Telepresence for all of them (`telepresence`).
 //!
-//! Each session is a child, `mirrord exec -- session-proxy run`, with a proxy of its own: one that is
+//! Each session of mirrord is a child, `mirrord exec -- session-proxy run`, with a proxy of its own: one that is
 //! stalled or lost hurts its own target alone. What to intercept is read once, from the file that
 //! `deploy` put into the pod; which pods there are is followed. This file starts, follows and ends;
 //! `session` knows the life of one target.
@@ -20,6 +20,7 @@ mod merge;
 mod ports;
 mod session;
 mod targets;
+mod telepresence;
 mod watched;
 mod witness;
 
@@ -46,7 +47,7 @@ use self::ports::Ports;
 use self::session::{Post, Session};
 use self::targets::{Sight, TargetPod};
 use super::Failure;
-use super::intercept::Intercept;
+use super::intercept::{Backend, Intercept};
 use crate::cli::cluster::{Attach, Cluster};
 use crate::config::{Place, Problem};
 use crate::kubernetes::Access;
@@ -93,7 +94,14 @@ pub async fn attach(arguments: Attach) -> Result<(), Failure> {
     }
     greet(admin)?;
 
-    let sessions = keep(post.clone(), sight, stop);
+    let sessions = async {
+        match post.intercept.backend.clone() {
+            Backend::Mirrord => keep(post.clone(), sight, stop).await,
+            Backend::Telepresence(wanted) => {
+                telepresence::keep(post.clone(), wanted, sight, stop).await;
+            }
+        }
+    };
     tokio::pin!(sessions);
     let name = tokio::select! {
         name = signals.next() => name,
@@ -203,7 +211,8 @@ async fn post(arguments: &Attach, order: Order, household: Household) -> anyhow:
     let proxy_uid = std::env::var("POD_UID").ok().filter(|uid| !uid.is_empty());
     // By hand: as good as a pod's, for as long as we live.
     let proxy_uid = proxy_uid.unwrap_or_else(|| format!("by-hand-{:016x}", fastrand::u64(..)));
-    let agents = (!intercept.agent.is_ephemeral)
+    let is_mirrord = intercept.backend == Backend::Mirrord;
+    let agents = (is_mirrord && !intercept.agent.is_ephemeral)
         .then(|| Agents::new(client.clone(), &intercept.agent.namespace, &proxy_uid));
     let app_ports = intercept
         .ports
@@ -216,10 +225,13 @@ async fn post(arguments: &Attach, order: Order, household: Household) -> anyhow:
         household,
         programs: Programs {
             mirrord: arguments.mirrord.clone(),
+            telepresence: arguments.telepresence.clone(),
+            telepresence_socket: arguments.telepresence_socket.clone(),
             proxy: std::env::current_exe().context("cannot find our own executable")?,
             log: arguments.log.clone(),
             kubeconfig: folder.kubeconfig(&access)?,
         },
+        access,
         folder,
         ports: Ports::new(order.local_ports, app_ports),
         agents,

@@ -106,7 +106,10 @@ fn leads_to(service: &Service, template: &PodTemplateSpec) -> bool {
     let (Some(labels), Some(selector)) = (labels, selector) else {
         return false;
     };
-    !selector.is_empty() && selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+    !selector.is_empty()
+        && selector
+            .iter()
+            .all(|(key, value)| labels.get(key) == Some(value))
 }
 
 fn spec_of(service: &Service) -> Option<&ServiceSpec> {

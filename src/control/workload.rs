@@ -12,8 +12,8 @@ use serde::Deserialize;
 
 use super::cluster::{Cluster, Object};
 use super::intercept::{Target, TargetKind};
-use super::telepresence::AgentPorts;
 use super::objects::{labels, template};
+use super::telepresence::AgentPorts;
 use crate::kubernetes::Refusal;
 
 /// What a target was when it was read.

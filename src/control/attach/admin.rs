@@ -65,7 +65,7 @@ impl port::Desk for Desk {
             ),
             "/config" => content(port::JSON, json!(self.post.intercept).to_string()),
             "/tap" => self.taps.listen(query, |_| {
-                let mut events = gather::tap(board, query);
+                let mut events = gather::tap(self.post.clone(), query);
                 move |cx: &mut Context<'_>| events.poll_recv(cx)
             }),
             _ => return port::page(path),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use serde::{Serialize, Serializer};
@@ -59,6 +60,8 @@ pub(super) struct Target {
 /// All targets, and their numbers.
 pub(super) struct Board {
     targets_tx: watch::Sender<Targets>,
+    /// Where one proxy serves all targets: what it calls itself, and where it tells about itself.
+    shared: Mutex<Option<(String, SocketAddr)>>,
     figures: Figures,
 }
 
@@ -93,6 +96,7 @@ impl Board {
     pub(super) fn new() -> Self {
         Self {
             targets_tx: watch::Sender::new(Targets::new()),
+            shared: Mutex::default(),
             figures: Figures::new(),
         }
     }
@@ -161,6 +165,13 @@ impl Board {
         });
     }
 
+    /// Says which proxy serves all targets.
+    pub(super) fn set_shared_proxy(&self, shared: Option<(String, SocketAddr)>) {
+        *self.shared.lock().unwrap_or_else(PoisonError::into_inner) = shared;
+        // Whoever follows the proxies follows the targets.
+        self.targets_tx.send_modify(|_| {});
+    }
+
     /// A session is to be started anew.
     pub(super) fn restarts(&self, uid: &str, cause: &Cause) {
         self.change(uid, |target| {
@@ -203,7 +214,11 @@ impl Board {
 
     /// Where the proxies tell about themselves, by the name of their pod.
     pub(super) fn proxies(&self) -> Vec<(String, SocketAddr)> {
-        proxies(&self.targets_tx.borrow())
+        let shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*shared {
+            Some(shared) => vec![shared.clone()],
+            None => proxies(&self.targets_tx.borrow()),
+        }
     }
 
     fn change(&self, uid: &str, change: impl FnOnce(&mut Target) -> bool) {
@@ -213,7 +228,7 @@ impl Board {
 }
 
 /// Where the proxies tell about themselves, by the name of their pod.
-pub(super) fn proxies(targets: &Targets) -> Vec<(String, SocketAddr)> {
+fn proxies(targets: &Targets) -> Vec<(String, SocketAddr)> {
     let mut proxies: Vec<_> = targets
         .values()
         .filter_map(|target| Some((target.pod.clone(), target.proxy?)))
@@ -257,6 +272,7 @@ fn time<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Err
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::telepresence::AgentPorts;
 
     fn pod(name: &str, is_ready: bool) -> TargetPod {
         TargetPod {
@@ -267,6 +283,8 @@ mod tests {
             container_id: None,
             is_ready,
             is_leaving: false,
+            agent: AgentPorts::default(),
+            is_bent: false,
         }
     }
 

@@ -35,6 +35,9 @@ const LONGEST_LINE: u64 = 64 * 1024;
 #[derive(Debug, Clone)]
 pub(super) struct Programs {
     pub mirrord: PathBuf,
+    pub telepresence: PathBuf,
+    /// Where telepresence's daemon listens.
+    pub telepresence_socket: PathBuf,
     /// Ourselves.
     pub proxy: PathBuf,
     /// The proxy's `--log`.
@@ -90,7 +93,20 @@ impl Child {
         programs: &Programs,
         task: &Task<'_>,
     ) -> io::Result<Self> {
-        let mut resident = household.start(task.mark, &mut command(programs, task))?;
+        Self::run(household, task.mark, task.pod, &mut command(programs, task))
+    }
+
+    /// Starts any program whose outputs are pipes; what it says is passed on behind that name.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub(super) fn run(
+        household: &Household,
+        mark: &str,
+        name: &str,
+        command: &mut Command,
+    ) -> io::Result<Self> {
+        let mut resident = household.start(mark, command)?;
         let (stage_tx, stage) = watch::channel(Stage::Beginning);
         let said = Said::default();
         let child = resident.child();
@@ -101,7 +117,7 @@ impl Child {
         for pipe in pipes.into_iter().flatten() {
             let lines = pipe::Receiver::from_owned_fd(pipe)?;
             let relay = Relay {
-                pod: task.pod.to_owned(),
+                pod: name.to_owned(),
                 stage_tx: stage_tx.clone(),
                 said: said.clone(),
             };
@@ -136,6 +152,28 @@ impl Speech {
         let _ = timeout(ON_ITS_WAY, all).await;
         self.said.lock().iter().cloned().collect()
     }
+}
+
+/// The proxy alone, with nothing around it.
+pub(super) fn proxy(programs: &Programs, target: &str, file: &Path) -> Command {
+    let mut command = Command::new(&programs.proxy);
+    for (name, _) in std::env::vars_os() {
+        if name.as_encoded_bytes().starts_with(b"SESSION_PROXY_") {
+            command.env_remove(&name);
+        }
+    }
+    command
+        .args(["run", "--target-name", target, "--workers", "2", "--log"])
+        .arg(&programs.log)
+        .arg("--config")
+        .arg(file)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    if let Some(kubeconfig) = &programs.kubeconfig {
+        command.env("KUBECONFIG", kubeconfig);
+    }
+    command
 }
 
 fn command(programs: &Programs, task: &Task<'_>) -> Command {

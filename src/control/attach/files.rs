@@ -4,7 +4,7 @@ use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use kube::config::Kubeconfig;
@@ -71,6 +71,65 @@ impl Folder {
     }
 }
 
+impl Folder {
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// A kubeconfig for a program that knows no other way to the cluster, and reads its namespace from it.
+    ///
+    /// # Errors
+    /// There is no cluster, or it cannot be written.
+    pub(super) fn kubeconfig_in(
+        &self,
+        access: &Access,
+        namespace: &str,
+    ) -> anyhow::Result<PathBuf> {
+        let read = match &access.kubeconfig {
+            Some(path) => Kubeconfig::read_from(path),
+            None => Kubeconfig::read(),
+        };
+        let mut text = match read {
+            Ok(kubeconfig) => serde_json::to_value(told(kubeconfig, access)),
+            Err(_) if access.kubeconfig.is_none() => Ok(of_pod()?),
+            Err(error) => return Err(error).context("cannot read the kubeconfig"),
+        }
+        .context("a kubeconfig is JSON")?;
+        let current = text["current-context"].clone();
+        for named in text["contexts"].as_array_mut().into_iter().flatten() {
+            if named["name"] == current {
+                named["context"]["namespace"] = json!(namespace);
+            }
+        }
+        self.write("telepresence-kubeconfig.json", &text)
+            .context("cannot write a kubeconfig")
+    }
+}
+
+/// What a pod has instead of a kubeconfig.
+fn of_pod() -> anyhow::Result<Value> {
+    let variable = |name: &str| std::env::var(name).with_context(|| format!("{name} is not set"));
+    let host = variable("KUBERNETES_SERVICE_HOST").context("there is no kubeconfig")?;
+    let port = variable("KUBERNETES_SERVICE_PORT")?;
+    let host = match host.contains(':') {
+        true => format!("[{host}]"),
+        false => host,
+    };
+    const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+    Ok(json!({
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "pod",
+        "contexts": [{ "name": "pod", "context": { "cluster": "pod", "user": "pod" } }],
+        "clusters": [{ "name": "pod", "cluster": {
+            "server": format!("https://{host}:{port}"),
+            "certificate-authority": format!("{ACCOUNT}/ca.crt"),
+        } }],
+        // The token is made anew now and then, so its file is named.
+        "users": [{ "name": "pod", "user": { "tokenFile": format!("{ACCOUNT}/token") } }],
+    }))
+}
+
 /// The kubeconfig with what the command line says beside it.
 fn told(mut kubeconfig: Kubeconfig, access: &Access) -> Kubeconfig {
     if access.context.is_some() {
@@ -110,8 +169,15 @@ impl Drop for Folder {
 /// connections are kept for longer than the sender keeps them (60 s), so that a request never meets
 /// one that is being closed. A copy of a request must not reach the app a second time: there is no
 /// baseline for mirrored ones.
-pub(super) fn proxy(intercept: &Intercept, ports: &[Local], admin: SocketAddr) -> Value {
-    let listener = |local: &Local| {
+///
+/// `ways` lead back to the app, in the order of `ports`.
+pub(super) fn proxy(
+    intercept: &Intercept,
+    ports: &[Local],
+    ways: &[SocketAddr],
+    admin: SocketAddr,
+) -> Value {
+    let listener = |(local, way): (&Local, &SocketAddr)| {
         let mut listener = json!({
             "name": format!("port-{}", local.app_port),
             "address": local.address().to_string(),
@@ -119,13 +185,13 @@ pub(super) fn proxy(intercept: &Intercept, ports: &[Local], admin: SocketAddr) -
             "appPort": local.app_port,
         });
         if intercept.mode == Mode::Steal {
-            listener["baseline"] = json!(format!("127.0.0.1:{}", local.app_port));
+            listener["baseline"] = json!(way.to_string());
         }
         listener
     };
     json!({
         "session": { "header": intercept.header, "baggageKey": intercept.baggage_key },
-        "listeners": ports.iter().map(listener).collect::<Vec<_>>(),
+        "listeners": ports.iter().zip(ways).map(listener).collect::<Vec<_>>(),
         "discovery": { "kubernetes": { "namespace": intercept.namespace, "app": intercept.app } },
         "admin": { "address": admin.to_string() },
         "timeouts": { "keepAlive": "75s", "drain": "30s" },
@@ -222,7 +288,9 @@ users:
         };
         let local = |port, app_port| Local { port, app_port };
         let locals = [local(18080, 8080), local(18081, 9000)];
-        let written = proxy(&intercept, &locals, "127.0.0.1:18082".parse().unwrap());
+        let ways = ["127.0.0.1:8080", "127.0.0.1:9000"].map(|way| way.parse().unwrap());
+        let admin = "127.0.0.1:18082".parse().unwrap();
+        let written = proxy(&intercept, &locals, &ways, admin);
         let file = config::File::parse("proxy.json", written.to_string().as_bytes());
         Plan::compile(&file.expect("it is JSON"), &Metrics::new("1", "c")).expect("it is valid")
     }

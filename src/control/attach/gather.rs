@@ -11,11 +11,12 @@ use futures_util::future::join_all;
 use http::StatusCode;
 use http_body_util::{BodyExt, Limited};
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::board::{self, Board};
+use super::board::Board;
+use super::session::Post;
 use crate::admin::client::{self, Events};
 use crate::plan::PROBE;
 use crate::record::line::Line;
@@ -170,21 +171,19 @@ fn last_reload(reloads: &[(&String, Value)]) -> Value {
 /// The requests of all proxies as they happen, those that start later too. Ends when nobody reads.
 ///
 /// Our own probes come all the time and are told only to those who ask for them by name.
-pub(super) fn tap(board: &Board, query: &str) -> mpsc::Receiver<Arc<str>> {
+pub(super) fn tap(post: Arc<Post>, query: &str) -> mpsc::Receiver<Arc<str>> {
     let (events_tx, events) = mpsc::channel(QUEUE);
-    tokio::spawn(follow_all(board.watch(), query.to_owned(), events_tx));
+    tokio::spawn(follow_all(post, query.to_owned(), events_tx));
     events
 }
 
-async fn follow_all(
-    mut targets: watch::Receiver<board::Targets>,
-    query: String,
-    events_tx: mpsc::Sender<Arc<str>>,
-) {
+async fn follow_all(post: Arc<Post>, query: String, events_tx: mpsc::Sender<Arc<str>>) {
+    let mut targets = post.board.watch();
     let mut followed = HashSet::new();
     let mut taps = JoinSet::new();
     loop {
-        let proxies = board::proxies(&targets.borrow_and_update());
+        targets.mark_unchanged();
+        let proxies = post.board.proxies();
         for (pod, admin) in proxies {
             if followed.insert(admin) {
                 let events_tx = events_tx.clone();

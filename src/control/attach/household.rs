@@ -138,7 +138,7 @@ impl Resident {
     }
 
     /// Whether its number is still its own.
-    fn lives(&mut self) -> bool {
+    pub(super) fn lives(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
     }
 

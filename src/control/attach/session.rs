@@ -29,6 +29,7 @@ use super::ports::{Ports, Taken};
 use super::targets::TargetPod;
 use super::witness::Witness;
 use crate::control::intercept::Intercept;
+use crate::kubernetes::Access;
 
 /// How long after a probe that did not come back the next one follows.
 const AFTER_A_MISS: Duration = Duration::from_millis(300);
@@ -53,6 +54,8 @@ pub(super) struct Post {
     pub proxy_uid: String,
     pub household: Household,
     pub programs: Programs,
+    /// How the cluster is reached, for whoever must be told.
+    pub access: Access,
     pub folder: Folder,
     pub ports: Ports,
     /// `None`: agents run inside of the target pods.

@@ -20,6 +20,7 @@ use tracing::debug;
 use super::watched;
 use crate::control::intercept::{Intercept, Target, TargetKind};
 use crate::control::objects::{container, labels};
+use crate::control::telepresence::{self, AgentPorts};
 use crate::kubernetes::{Doing, Refusal};
 
 /// How often the workload is asked for its selector: one that was made anew may have another.
@@ -52,6 +53,10 @@ pub(super) struct TargetPod {
     pub is_ready: bool,
     /// It has been told to end.
     pub is_leaving: bool,
+    /// Where the ports of its Telepresence agent are, if it has one.
+    pub agent: AgentPorts,
+    /// Whether connections to the app's own ports are bent to that agent.
+    pub is_bent: bool,
 }
 
 /// Follows the workload's pods for ever.
@@ -221,6 +226,8 @@ fn seen(pod: &Pod, intercept: &Intercept) -> Option<TargetPod> {
             .iter()
             .any(|condition| condition.type_ == "Ready" && condition.status == "True"),
         is_leaving: pod.metadata.deletion_timestamp.is_some(),
+        agent: AgentPorts::of(spec),
+        is_bent: telepresence::is_bent(spec),
     })
 }
 
@@ -296,6 +303,8 @@ mod tests {
                 container_id: Some("c://o".into()),
                 is_ready: true,
                 is_leaving: false,
+                agent: AgentPorts::default(),
+                is_bent: false,
             })
         );
     }

@@ -4,7 +4,7 @@
 //! and the proxy of another session answers probes as well as ours.
 
 use std::io::ErrorKind;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -66,14 +66,14 @@ struct Port {
 }
 
 impl Witness {
-    /// Of a child that has these ports, for the pod at that address.
+    /// Of a child that has these ports, for the pod whose requests come in at these doors.
     ///
     /// # Errors
     /// The child does not answer for itself: what it did instead.
     pub(super) async fn of(
         intercept: &Intercept,
         pod: &str,
-        address: IpAddr,
+        doors: &[SocketAddr],
         child: &Taken,
     ) -> Result<Self, String> {
         let header = HeaderName::try_from(intercept.header.as_str())
@@ -85,7 +85,7 @@ impl Witness {
             instance: String::new(),
             counts: (intercept.mode == Mode::Mirror).then_some(child.admin),
         };
-        for (local, app) in child.locals.iter().zip(&intercept.ports) {
+        for ((local, app), door) in child.locals.iter().zip(&intercept.ports).zip(doors) {
             let is_http2 = app.protocol == AppProtocol::Grpc;
             let own = Port {
                 address: local.address(),
@@ -95,7 +95,7 @@ impl Witness {
             let answer = answer.map_err(|silence| format!("the proxy is silent: {silence}"))?;
             witness.instance = sign_of(&answer, &nonce)?.instance;
             witness.ports.push(Port {
-                address: (address, local.app_port).into(),
+                address: *door,
                 is_http2,
             });
         }

@@ -30,7 +30,11 @@ pub(super) async fn of(
     let services = found.map_err(anyhow::Error::msg)?;
     let replicas = workload.replicas(cluster).await?;
     let has_agent = |port: u16| replicas.iter().all(|it| it.door(port).port() != port);
-    if !change.ports().iter().all(|port| has_agent(port.container_port)) {
+    if !change
+        .ports()
+        .iter()
+        .all(|port| has_agent(port.container_port))
+    {
         Voice::of(&change.app.name).say(format_args!(
             "the pods of {} are made anew, once, with Telepresence's agent in them",
             workload.target

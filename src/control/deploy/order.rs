@@ -402,10 +402,7 @@ mod tests {
         for (flags, image) in [
             (&[][..], "session-proxy"),
             (&["--backend", "mirrord"], "session-proxy"),
-            (
-                &["--backend", "telepresence"],
-                "session-proxy-telepresence",
-            ),
+            (&["--backend", "telepresence"], "session-proxy-telepresence"),
         ] {
             let order = parse(&[&account[..], flags].concat()).unwrap();
             assert_eq!(order.proxy_image, format!("{image}:{VERSION}"));

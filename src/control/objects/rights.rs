@@ -26,11 +26,7 @@ fn with_telepresence(intercept: &Intercept) -> Vec<PolicyRule> {
         rule("", "pods/portforward", &["create"]),
         // It follows all that can be intercepted.
         rule("", "services", &["get", "list", "watch"]),
-        rule(
-            "apps",
-            "deployments",
-            &["get", "list", "watch"],
-        ),
+        rule("apps", "deployments", &["get", "list", "watch"]),
         rule("apps", "replicasets", &["get", "list", "watch"]),
         rule("apps", "statefulsets", &["get", "list", "watch"]),
     ];

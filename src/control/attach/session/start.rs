@@ -1,6 +1,7 @@
 //! The start of one child: from its files to the proof that it gets the pod's requests.
 
 use std::io;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
@@ -11,7 +12,7 @@ use crate::control::attach::board::State;
 use crate::control::attach::cause::Cause;
 use crate::control::attach::child::{Child, Speech, Stage, Task};
 use crate::control::attach::files;
-use crate::control::attach::ports::Taken;
+use crate::control::attach::ports::{Local, Taken};
 use crate::control::attach::targets::TargetPod;
 use crate::control::attach::witness::Witness;
 use crate::control::{mirrord, objects};
@@ -39,7 +40,10 @@ impl Scene {
         if let Some(labels) = mirrord.pointer_mut("/agent/labels") {
             labels[objects::labels::TARGET] = self.uid.as_str().into();
         }
-        let proxy = files::proxy(&post.intercept, &ports.locals, ports.admin);
+        // Through the agent, to where the app listens.
+        let way_back = |local: &Local| (Ipv4Addr::LOCALHOST, local.app_port).into();
+        let ways: Vec<_> = ports.locals.iter().map(way_back).collect();
+        let proxy = files::proxy(&post.intercept, &ports.locals, &ways, ports.admin);
         // By a port that is the child's alone while it lives: the next one's files take the place of
         // those that nobody reads any more.
         let number = ports.admin.port();
@@ -116,7 +120,9 @@ impl Scene {
         let address = pod
             .address
             .ok_or_else(|| Cause::Stuck("the pod has no address".to_owned()))?;
-        let witness = Witness::of(&self.post.intercept, &pod.name, address, ports).await;
+        let door = |local: &Local| (address, local.app_port).into();
+        let doors: Vec<_> = ports.locals.iter().map(door).collect();
+        let witness = Witness::of(&self.post.intercept, &pod.name, &doors, ports).await;
         let witness = witness.map_err(Cause::Unproven)?;
         loop {
             let Some(what) = witness.ask().await.instead() else {

@@ -70,11 +70,10 @@ impl Watched<'_> {
             ..
         } = asked;
         let target = told.iter().find(|target| target.pod == asked.replica.name);
-        let intercepted =
-            judgement::intercepted(probe, &proxy).map_err(|why| match target {
-                Some(target) => format!("{why}; its proxy pod says that it is {target}"),
-                None => why,
-            });
+        let intercepted = judgement::intercepted(probe, &proxy).map_err(|why| match target {
+            Some(target) => format!("{why}; its proxy pod says that it is {target}"),
+            None => why,
+        });
         let to_baseline = judgement::untagged(untagged, &expected, witnesses.on(untagged));
         let to_nobody = judgement::unknown(unknown, case.unknown, &expected, witnesses.on(unknown));
         let mut checks = vec![

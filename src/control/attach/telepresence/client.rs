@@ -1,0 +1,323 @@
+//! Telepresence's own client: its daemon, and the commands that are said to it.
+//!
+//! All that it keeps is in a folder of its own. It is the real executable; what it is told beside its
+//! command line is in [`daemon`](super::daemon).
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::net::UnixStream;
+use tokio::time::{sleep, timeout};
+use tracing::{info, warn};
+
+use super::daemon::Connect;
+use crate::control::attach::cause::Cause;
+use crate::control::attach::child::Child;
+use crate::control::attach::ports::Taken;
+use crate::control::attach::session::Post;
+use crate::control::intercept::Telepresence;
+
+/// Name of the connection.
+const CONNECTION: &str = "session-proxy";
+
+/// How long the daemon may take to listen.
+const DAEMON_PATIENCE: Duration = Duration::from_secs(15);
+
+/// How long it may take to connect: to the API server, through it to the traffic manager.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long one intercept may take. The pods are made anew meanwhile, where they have no agent.
+const INTERCEPT_PATIENCE: Duration = Duration::from_secs(180);
+
+/// How long an intercept may take to end.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long the daemon may take to say goodbye to the traffic manager.
+const GOODBYE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long what was killed may take to be gone.
+const KILL_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Between two looks for the daemon's socket.
+const PULSE: Duration = Duration::from_millis(50);
+
+/// Lines of the daemon's log that are told when it ended.
+const LAST_LINES: usize = 5;
+
+/// The daemon's own settings. As the daemon of a pod it waits for a network that never comes for as long
+/// as the traffic manager may take to answer.
+const SETTINGS: &str =
+    "timeouts:\n  trafficManagerAPI: 5s\n  trafficManagerConnect: 30s\n  intercept: 60s\n";
+
+/// The client, from its start on.
+pub(super) struct Client {
+    post: Arc<Post>,
+    wanted: Telepresence,
+    home: PathBuf,
+    kubeconfig: PathBuf,
+    daemon: Child,
+    /// Names of the intercepts that were asked for.
+    intercepts: Vec<String>,
+}
+
+impl Client {
+    /// Starts the daemon.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub(super) fn start(post: &Arc<Post>, wanted: &Telepresence) -> Result<Self, Cause> {
+        let ours =
+            |error: io::Error| Cause::Ours(format!("cannot make a home for telepresence: {error}"));
+        let home = post.folder.path().join("telepresence");
+        make_home(&home).map_err(ours)?;
+        let kubeconfig = post
+            .folder
+            .kubeconfig_in(&post.access, &post.intercept.namespace)
+            .map_err(|error| Cause::Ours(format!("{error:#}")))?;
+        // One that was killed leaves it behind, and the next one would not listen.
+        match fs::remove_file(&post.programs.telepresence_socket) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(ours(error)),
+            _ => {}
+        }
+        let mut command = program(post, wanted, &home, &kubeconfig);
+        command.args(["connector-foreground", "--embed-network"]);
+        let mark = format!("telepresence-{:08x}", fastrand::u32(..));
+        let daemon = Child::run(&post.household, &mark, "telepresence", &mut command);
+        let daemon = daemon.map_err(|error| {
+            Cause::Ours(format!(
+                "cannot start {}: {error}; is telepresence in the image?",
+                post.programs.telepresence.display()
+            ))
+        })?;
+        Ok(Self {
+            post: post.clone(),
+            wanted: wanted.clone(),
+            home,
+            kubeconfig,
+            daemon,
+            intercepts: Vec::new(),
+        })
+    }
+
+    /// Connects, and takes all ports of the app.
+    ///
+    /// # Errors
+    /// Why that is not to be had.
+    pub(super) async fn connect(&mut self, handler: &Taken) -> Result<(), Cause> {
+        let socket = self.post.programs.telepresence_socket.clone();
+        let listens = async {
+            while UnixStream::connect(&socket).await.is_err() {
+                sleep(PULSE).await;
+            }
+        };
+        tokio::select! {
+            listens = timeout(DAEMON_PATIENCE, listens) => listens.map_err(|_| {
+                Cause::Stuck(format!("telepresence does not listen after {DAEMON_PATIENCE:?}"))
+            })?,
+            cause = ended(&mut self.daemon, &self.home) => return Err(not_started(cause)),
+        }
+        self.introduce()
+            .map_err(|error| Cause::Ours(format!("cannot write for telepresence: {error}")))?;
+        let connect = Connect {
+            name: CONNECTION,
+            namespace: &self.post.intercept.namespace,
+            client: &format!("{CONNECTION}@{}", self.post.proxy_uid),
+        };
+        let connected = timeout(CONNECT_PATIENCE, connect.ask(&socket)).await;
+        let connected = connected.map_err(|_| {
+            Cause::Stuck(format!(
+                "telepresence does not connect within {CONNECT_PATIENCE:?}"
+            ))
+        })?;
+        connected.map_err(|why| Cause::NotStarted(self.with_remedy(&why)))?;
+        info!("telepresence is connected");
+        self.take_ports(handler).await
+    }
+
+    async fn take_ports(&mut self, handler: &Taken) -> Result<(), Cause> {
+        for (place, local) in handler.locals.iter().enumerate() {
+            let Some(service) = self.wanted.services.get(place) else {
+                return Err(Cause::Ours(format!(
+                    "the intercept names no Service for port {}",
+                    local.app_port
+                )));
+            };
+            let name = format!("{}-{}", self.post.intercept.app, local.app_port);
+            let port = format!("{}:{}", local.port, service.port);
+            let target = &self.post.intercept.target.name;
+            let arguments = [
+                "intercept",
+                &name,
+                "--workload",
+                target,
+                "--service",
+                &service.service,
+                "--port",
+                &port,
+                "--address",
+                "127.0.0.1",
+                "--mount=false",
+            ];
+            self.intercepts.push(name.clone());
+            self.say(&arguments, INTERCEPT_PATIENCE).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until the daemon has ended, and says how.
+    pub(super) async fn ended(&mut self) -> Cause {
+        ended(&mut self.daemon, &self.home).await
+    }
+
+    /// Ends the intercepts, so that the app has its requests again.
+    pub(super) async fn leave(&mut self) {
+        for name in std::mem::take(&mut self.intercepts) {
+            if let Err(cause) = self.say(&["leave", &name], LEAVE_PATIENCE).await {
+                // It ends with the daemon's session, too.
+                warn!(name, why = cause.message(), "the intercept is not left");
+            }
+        }
+    }
+
+    /// Ends the daemon, which says goodbye to the traffic manager.
+    pub(super) async fn end(mut self) {
+        self.daemon.resident.terminate();
+        let _ = timeout(GOODBYE_PATIENCE, self.daemon.resident.ended()).await;
+        self.kill().await;
+    }
+
+    /// Ends it at once. The traffic manager forgets it soon: it must show itself every few seconds.
+    pub(super) async fn kill(mut self) {
+        let resident = &mut self.daemon.resident;
+        resident.kill();
+        let _ = timeout(KILL_PATIENCE, resident.ended()).await;
+        let _ = timeout(KILL_PATIENCE, resident.gone()).await;
+    }
+
+    /// One command, to its end.
+    async fn say(&self, arguments: &[&str], patience: Duration) -> Result<(), Cause> {
+        let post = &self.post;
+        let mut command = program(post, &self.wanted, &self.home, &self.kubeconfig);
+        command.args(arguments);
+        let mark = format!("telepresence-cli-{:08x}", fastrand::u32(..));
+        let child = Child::run(&post.household, &mark, "telepresence", &mut command);
+        let mut child =
+            child.map_err(|error| Cause::Ours(format!("cannot start telepresence: {error}")))?;
+        let status = timeout(patience, child.resident.ended()).await;
+        let status: ExitStatus = status.map_err(|_| {
+            Cause::Stuck(format!(
+                "telepresence {} came to no end within {patience:?}",
+                arguments[0]
+            ))
+        })?;
+        if status.success() {
+            return Ok(());
+        }
+        let words = child.speech.last_words().await.join(" ");
+        Err(Cause::NotStarted(self.with_remedy(&format!(
+            "telepresence {}: {words}",
+            arguments[0]
+        ))))
+    }
+
+    /// What the client's words do not say: what to do about it.
+    fn with_remedy(&self, why: &str) -> String {
+        let namespace = &self.wanted.manager_namespace;
+        let remedy = if why.contains("traffic manager not found") {
+            format!("is it in namespace {namespace}? --manager-namespace of deploy names another")
+        } else if why.contains("is forbidden") || why.contains("forbidden:") {
+            format!(
+                "grant it to the proxy's service account, in namespace {namespace} too (see config/rbac/telepresence.yaml)"
+            )
+        } else if why.contains("Conflicts with the currently") {
+            "another client of Telepresence has this port; it must leave it first".to_owned()
+        } else if why.contains("while waiting for agent") {
+            "the pods with the agent did not become ready in time; timeouts.agentArrival of the traffic manager's \
+             chart gives them more"
+                .to_owned()
+        } else {
+            return why.to_owned();
+        };
+        format!("{why}; {remedy}")
+    }
+
+    /// Tells of the daemon where the commands look for one; it ends its session when this is not there.
+    fn introduce(&self) -> io::Result<()> {
+        let told = json!({ "name": CONNECTION, "namespace": self.post.intercept.namespace });
+        let place = self.home.join(".cache/telepresence/daemons");
+        fs::write(place.join(format!("{CONNECTION}.json")), told.to_string())
+    }
+}
+
+/// Whether somebody else has the app's port.
+pub(super) fn is_conflict(cause: &Cause) -> bool {
+    matches!(cause, Cause::NotStarted(why) if why.contains("Conflicts with the currently"))
+}
+
+fn make_home(home: &Path) -> io::Result<()> {
+    for folder in [
+        ".cache/telepresence/daemons",
+        ".cache/telepresence/kube",
+        ".cache/telepresence/sessions",
+        ".cache/telepresence/logs",
+        ".config/telepresence",
+    ] {
+        fs::create_dir_all(home.join(folder))?;
+    }
+    // What an earlier one remembers is over.
+    let _ = fs::remove_file(home.join(format!(".cache/telepresence/sessions/{CONNECTION}.json")));
+    fs::write(home.join(".config/telepresence/config.yml"), SETTINGS)
+}
+
+fn program(post: &Post, wanted: &Telepresence, home: &Path, kubeconfig: &Path) -> Command {
+    let mut command = Command::new(&post.programs.telepresence);
+    // What configures us, or another client, must not configure this one.
+    for (name, _) in std::env::vars_os() {
+        let bytes = name.as_encoded_bytes();
+        let foreign: [&[u8]; 3] = [b"SESSION_PROXY_", b"TELEPRESENCE_", b"XDG_"];
+        if foreign.iter().any(|prefix| bytes.starts_with(prefix)) {
+            command.env_remove(&name);
+        }
+    }
+    command
+        .env("HOME", home)
+        .env("KUBECONFIG", kubeconfig)
+        .env("TELEPRESENCE_MANAGER_NAMESPACE", &wanted.manager_namespace)
+        // Commands start no second daemon, which would want to be root, when they are told of this one.
+        .env(
+            "TELEPRESENCE_USER_DAEMON_ADDRESS",
+            &post.programs.telepresence_socket,
+        )
+        // Nothing is reported to anybody.
+        .env("SCOUT_DISABLE", "1")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+/// Waits until a daemon has ended. What it had to say is in its log.
+async fn ended(daemon: &mut Child, home: &Path) -> Cause {
+    let status = daemon.resident.ended().await;
+    let log = fs::read_to_string(home.join(".cache/telepresence/logs/connector.log"));
+    let log = log.unwrap_or_default();
+    let mut words = daemon.speech.last_words().await;
+    let lines = log.lines().rev().take(LAST_LINES).map(str::to_owned);
+    let mut lines: Vec<_> = lines.collect();
+    lines.reverse();
+    words.extend(lines);
+    Cause::of_end(status, &words)
+}
+
+/// The same before anything was live.
+fn not_started(cause: Cause) -> Cause {
+    match cause {
+        Cause::Ended(how) => Cause::NotStarted(how),
+        other => other,
+    }
+}
