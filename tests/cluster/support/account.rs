@@ -133,7 +133,8 @@ impl Account {
     }
 }
 
-async fn token_of(cluster: &Cluster, namespace: &str, account: &str) -> String {
+/// A token of that account, as its pods have one.
+pub(super) async fn token_of(cluster: &Cluster, namespace: &str, account: &str) -> String {
     let request = TokenRequest {
         spec: TokenRequestSpec {
             expiration_seconds: Some(3600),

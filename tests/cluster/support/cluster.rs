@@ -81,6 +81,36 @@ impl Cluster {
         self.folder.join("admin.kubeconfig")
     }
 
+    /// Where the API server listens: host and port.
+    pub fn address(&self) -> (String, String) {
+        let read = Kubeconfig::read_from(self.kubeconfig()).expect("the plane has written it");
+        let cluster = read
+            .clusters
+            .first()
+            .and_then(|named| named.cluster.as_ref());
+        let server = cluster.and_then(|cluster| cluster.server.as_deref());
+        let address = server.and_then(|server| server.strip_prefix("https://"));
+        let (host, port) = address
+            .and_then(|address| address.rsplit_once(':'))
+            .expect("the plane names host and port");
+        (host.to_owned(), port.to_owned())
+    }
+
+    /// Tekton in the cluster: its controller, its webhook, the settings of a stock install. The first who
+    /// asks waits until it is there.
+    pub async fn with_tekton(&self, folder: &Path) {
+        self.say(format!("start-tekton {}", folder.display())).await;
+    }
+
+    async fn say(&self, word: String) {
+        let folder = self.folder.clone();
+        let spoken = word.clone();
+        tokio::task::spawn_blocking(move || say(&folder, &spoken))
+            .await
+            .expect("saying a word does not panic")
+            .unwrap_or_else(|error| panic!("the plane did not {word}: {error}"));
+    }
+
     /// A new namespace, named after the running test.
     pub async fn namespace(&self) -> Namespace {
         Namespace::new(self, &[]).await
@@ -95,7 +125,7 @@ impl Cluster {
 impl AloneInCluster {
     /// Takes the API server away: its connections break, its port refuses.
     pub async fn stop_api(&self) {
-        self.say("stop-api").await;
+        self.say("stop-api".to_owned()).await;
     }
 
     /// Gives it back, at the same address and with the same data; returns when it is ready, and the controllers
@@ -104,7 +134,7 @@ impl AloneInCluster {
     /// It has forgotten what happened before: a watch goes on where it was only if nothing at all was
     /// written between the last that it saw and the stop, else it is told to list again (410).
     pub async fn start_api(&self) {
-        self.say("start-api").await;
+        self.say("start-api".to_owned()).await;
         self.controllers_return().await;
     }
 
@@ -142,14 +172,6 @@ impl AloneInCluster {
         }
         // What fails here ends with the plane.
         let _ = namespaces.delete(&name, &DeleteParams::default()).await;
-    }
-
-    async fn say(&self, word: &'static str) {
-        let folder = self.folder.clone();
-        tokio::task::spawn_blocking(move || say(&folder, word))
-            .await
-            .expect("saying a word does not panic")
-            .unwrap_or_else(|error| panic!("the plane did not {word}: {error}"));
     }
 }
 

@@ -4,8 +4,9 @@
 //! No container runs. What a pod's containers would do, the test does: [`Kubelet::when_up`] is the
 //! moment to bind an app or to start a program at the pod's address, before the pod is said to be
 //! ready. How a pod fares is a [`Script`], chosen before the pod is made or changed with
-//! [`Kubelet::play`].
+//! [`Kubelet::play`]. Or its commands run on this machine: [`Kubelet::executing`].
 
+mod executing;
 mod life;
 mod logs;
 mod node;
@@ -24,6 +25,7 @@ use kube::Api;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+pub use self::executing::machine::{Image, Machine};
 use self::logs::Logs;
 use self::node::Node;
 use self::status::Containers;
@@ -72,6 +74,8 @@ struct Shared {
     node: String,
     desk: Arc<Mutex<Desk>>,
     held: watch::Sender<bool>,
+    /// What runs the pods' commands, if anything does.
+    machine: Option<Arc<Machine>>,
 }
 
 /// What the test has said, and what became of the pods.
@@ -107,6 +111,16 @@ type Deed = Arc<dyn Fn(RunningPod) -> Pin<Box<dyn Future<Output = ()> + Send>> +
 impl Kubelet {
     /// Takes in the pods that are there and those to come.
     pub async fn of(namespace: &Namespace) -> Self {
+        Self::with(namespace, None).await
+    }
+
+    /// The same, with what runs the commands of all pods as their specs say. Nothing can be scripted
+    /// then.
+    pub async fn executing(namespace: &Namespace, machine: Arc<Machine>) -> Self {
+        Self::with(namespace, Some(machine)).await
+    }
+
+    async fn with(namespace: &Namespace, machine: Option<Arc<Machine>>) -> Self {
         let desk = Arc::new(Mutex::new(Desk::default()));
         let logs = Logs::serve(desk.clone()).await;
         let node = Node::register(namespace, logs.port).await;
@@ -115,6 +129,7 @@ impl Kubelet {
             node: node.name.clone(),
             desk,
             held: watch::Sender::new(false),
+            machine,
         });
         let watching = tokio::spawn(watching::watch(shared.clone()));
         Self {

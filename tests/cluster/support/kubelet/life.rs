@@ -10,6 +10,7 @@ use kube::core::Status;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
+use super::executing::execute;
 use super::status::{Containers, status, unschedulable};
 use super::{Place, Script, Shared};
 use crate::support::baseline::name_of;
@@ -17,6 +18,12 @@ use crate::support::baseline::name_of;
 /// Lives as the pod's script says. The pod is gone when nobody sends sightings any more.
 pub(super) async fn live(shared: Arc<Shared>, mut sightings: watch::Receiver<Pod>) {
     let pod = sightings.borrow().clone();
+    if let Some(machine) = shared.machine.clone() {
+        if shared.bind(&pod).await.is_some() {
+            execute(shared, machine, sightings).await;
+        }
+        return;
+    }
     let script = shared.desk().script_for(&pod);
     if script == Script::Unschedulable {
         // The API server deletes a pod without a node by itself.
@@ -116,14 +123,19 @@ impl Shared {
             place.script = Script::Ended { exit_code: 0 };
             self.show(&place).await;
         }
+        self.remove(&place.pod).await;
+    }
+
+    /// Deletes the pod without grace: nothing of it runs.
+    pub(super) async fn remove(&self, pod: &Pod) {
         let now = DeleteParams {
             preconditions: Some(Preconditions {
-                uid: place.pod.metadata.uid.clone(),
+                uid: pod.metadata.uid.clone(),
                 ..Preconditions::default()
             }),
             ..DeleteParams::default().grace_period(0)
         };
-        let name = name_of(&place.pod);
+        let name = name_of(pod);
         insist(|| self.pods.delete(&name, &now)).await;
     }
 
@@ -132,7 +144,7 @@ impl Shared {
         self.patch(&place.pod, status(place)).await;
     }
 
-    async fn patch(&self, pod: &Pod, status: Value) {
+    pub(super) async fn patch(&self, pod: &Pod, status: Value) {
         let name = name_of(pod);
         // The uid makes it a conflict when another pod has got this name.
         let patch = Patch::Merge(json!({"metadata": {"uid": pod.metadata.uid}, "status": status}));

@@ -178,12 +178,12 @@ fn specs(pod: &Pod) -> &[Container] {
     pod.spec.as_ref().map_or(&[], |spec| &spec.containers)
 }
 
-fn new_id() -> String {
+pub(super) fn new_id() -> String {
     let half = || fastrand::u128(..);
     format!("containerd://{:032x}{:032x}", half(), half())
 }
 
 /// Whole seconds, as Kubernetes writes times.
-fn now() -> String {
+pub(super) fn now() -> String {
     Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
