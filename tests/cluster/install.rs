@@ -76,7 +76,9 @@ async fn install_takes_every_image_and_setting_from_one_place() {
     let settings = [
         "agent-namespace",
         "proxy-service-account",
+        "manager-namespace",
         "image-registry",
+        "push-registry",
         "registry-insecure",
     ];
     let literals = |names: &[&str]| -> String {
@@ -116,7 +118,7 @@ components: [{root}/config/install/system/values]
         assert!(!said.contains("localhost:5001"), "{place}: {said}");
         for param in object["spec"]["params"].as_array().into_iter().flatten() {
             let name = text(&param["name"]);
-            if ["agent-namespace", "proxy-service-account"].contains(&&*name) {
+            if settings.contains(&&*name) {
                 let value = format!("other.example/{name}:2");
                 assert_eq!(param["default"], json!(value), "{place}");
             }

@@ -49,12 +49,8 @@ fn from_nothing_to_a_cluster_with_everything_in_it() {
             .read("world/kind.yaml")
             .contains(r#"config_path = "/etc/containerd/certs.d""#)
     );
-    for name in ["localhost:5001", "session-proxy-registry:5000"] {
-        let hosts = machine.read(&format!(
-            "world/node/etc/containerd/certs.d/{name}/hosts.toml"
-        ));
-        assert_eq!(hosts, "[host.\"http://session-proxy-registry:5000\"]\n");
-    }
+    let hosts = machine.read("world/node/etc/containerd/certs.d/localhost:5001/hosts.toml");
+    assert_eq!(hosts, "[host.\"http://session-proxy-registry:5000\"]\n");
     assert!(
         machine
             .read("world/applied")
@@ -97,7 +93,7 @@ fn images_that_are_there_are_installed_by_tag() {
     assert!(images.contains(&wanted), "{images}");
     let settings = machine.read("target/kind-up/install/settings.env");
     assert!(
-        settings.contains("image-registry=mine-registry:5000\n"),
+        settings.contains("push-registry=mine-registry:5000\n"),
         "{settings}"
     );
     let overlay = machine.read("target/kind-up/demo/kustomization.yaml");
