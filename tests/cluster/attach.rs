@@ -12,7 +12,7 @@ use k8s_openapi::api::rbac::v1::PolicyRule;
 use kube::api::{DeleteParams, ListParams};
 use serde_json::Value;
 use session_proxy::control::intercept::{
-    Agent, AppProtocol, Intercept, Mode, Port, Target, TargetKind,
+    Agent, AppProtocol, Backend, Intercept, Mode, Port, Target, TargetKind,
 };
 use session_proxy::control::objects::proxy::Proxy;
 use tempfile::TempDir;
@@ -97,6 +97,7 @@ impl Bed {
 
     fn intercept(&self, agents: &str) -> Intercept {
         Intercept {
+            backend: Backend::Mirrord,
             app: "orders".into(),
             namespace: self.namespace.name().into(),
             target: Target {

@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, from_value, json};
 use session_proxy::control::intercept::{
-    Agent, AppProtocol, Intercept, Mode, Port, Target, TargetKind,
+    Agent, AppProtocol, Backend, Intercept, Mode, Port, Target, TargetKind,
 };
 use session_proxy::control::objects::owner;
 use session_proxy::control::objects::proxy::Proxy;
@@ -81,6 +81,7 @@ async fn account(namespace: &Namespace, name: &str) {
 
 fn intercept(namespace: &Namespace, kind: TargetKind) -> Intercept {
     Intercept {
+        backend: Backend::Mirrord,
         app: "orders".to_owned(),
         namespace: namespace.name().to_owned(),
         target: Target {
