@@ -16,10 +16,15 @@ use tokio::sync::OnceCell;
 use crate::support::account::Account;
 use crate::support::cluster::Cluster;
 use crate::support::kubectl::kubectl;
-use crate::support::rights::role_in;
 
 /// The namespaces of an installation, and another.
-const NAMESPACES: [&str; 4] = ["staging", "mirrord-agents", "pr-runs", "default"];
+const NAMESPACES: [&str; 5] = [
+    "staging",
+    "mirrord-agents",
+    "ambassador",
+    "pr-runs",
+    "default",
+];
 
 #[tokio::test]
 #[ignore = "needs a control plane: tests/cluster/run"]
@@ -171,33 +176,38 @@ async fn install_admits_privileged_pods_in_the_agents_namespace_only() {
 async fn install_gives_each_account_the_rights_of_its_roles_and_no_others() {
     let cluster = installed().await;
     let nobody = nobody(&cluster).await;
-    let rbac = |file: &str, role: &str| {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("config/rbac")
-            .join(file);
-        let rules = role_in(&path, role);
-        rules
-            .iter()
-            .flat_map(|rule| rights(&json!(rule)))
-            .collect::<BTreeSet<_>>()
-    };
-    let deployer = rbac("deployer-agents-apart.yaml", "session-proxy-deployer");
-    let cleaner = rbac("mirrord.yaml", "session-proxy-cleanup");
-    let proxy = rbac("proxy.yaml", "session-proxy");
-    let mirrord = rbac("mirrord.yaml", "session-proxy-mirrord");
+    let deployer = role(
+        "deployer-agents-apart.yaml",
+        "session-proxy-deployer",
+        "staging",
+    );
+    let cleaner = role("mirrord.yaml", "session-proxy-cleanup", "mirrord-agents");
+    let proxy = role("proxy.yaml", "session-proxy", "staging");
+    let client = role("telepresence.yaml", "session-proxy-telepresence", "staging");
+    let proxy = proxy.union(&client).cloned().collect();
+    let mirrord = role("mirrord.yaml", "session-proxy-mirrord", "mirrord-agents");
+    let manager = role(
+        "telepresence.yaml",
+        "session-proxy-telepresence",
+        "ambassador",
+    );
     let none = BTreeSet::new();
 
     for (namespace, account, expected) in [
         (
             "pr-runs",
             "session-proxy-deployer",
-            [&deployer, &cleaner, &none, &none],
+            [&deployer, &cleaner, &none, &none, &none],
         ),
-        ("pr-runs", "session-proxy-build", [&none; 4]),
-        ("pr-runs", "default", [&none; 4]),
-        ("staging", "session-proxy", [&proxy, &mirrord, &none, &none]),
-        ("staging", "default", [&none; 4]),
-        ("mirrord-agents", "default", [&none; 4]),
+        ("pr-runs", "session-proxy-build", [&none; 5]),
+        ("pr-runs", "default", [&none; 5]),
+        (
+            "staging",
+            "session-proxy",
+            [&proxy, &mirrord, &manager, &none, &none],
+        ),
+        ("staging", "default", [&none; 5]),
+        ("mirrord-agents", "default", [&none; 5]),
     ] {
         let who = Account::existing(&cluster, namespace, account).await;
         for (place, expected) in NAMESPACES.iter().zip(expected) {
@@ -274,6 +284,21 @@ async fn nobody(cluster: &Cluster) -> BTreeSet<String> {
     namespace.create(&account).await;
     let nobody = Account::existing(cluster, namespace.name(), "nobody").await;
     rights_of(&nobody, namespace.name()).await
+}
+
+/// The rights of a role of `config/rbac`.
+fn role(file: &str, name: &str, namespace: &str) -> BTreeSet<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("config/rbac")
+        .join(file);
+    let manifest = std::fs::read_to_string(path).expect("it is there");
+    let role = objects(&manifest).into_iter().find(|object| {
+        let metadata = &object["metadata"];
+        object["kind"] == "Role" && metadata["name"] == name && metadata["namespace"] == namespace
+    });
+    let role = role.unwrap_or_else(|| panic!("{file} has no role {name} in {namespace}"));
+    let rules = role["rules"].as_array().expect("a role has rules");
+    rules.iter().flat_map(rights).collect()
 }
 
 /// What the account may do in a namespace, as the API server says: a line for each verb on each resource.
