@@ -13,9 +13,10 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::sync::OnceCell;
 
+use crate::it::support::kind_up::KindUp;
 use crate::support::account::Account;
 use crate::support::cluster::Cluster;
-use crate::support::kubectl::kubectl;
+use crate::support::kubectl::{kubectl, program};
 
 /// The namespaces of an installation, and another.
 const NAMESPACES: [&str; 5] = [
@@ -133,6 +134,29 @@ components: [{root}/config/install/system/values]
         // In its config map and where it is used.
         let uses = rendered.matches(&format!("other.example/{name}:2")).count();
         assert!(uses > 1, "{name} is used {uses} times");
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs a control plane: tests/cluster/run"]
+async fn install_is_accepted_as_kind_up_applies_it() {
+    let cluster = installed().await;
+    let machine = KindUp::new();
+    let kubeconfig = cluster.kubeconfig();
+    let kubectl = program();
+    let variables = [
+        ("KUBECTL", kubectl.to_str().expect("a plain path")),
+        ("KUBECONFIG", kubeconfig.to_str().expect("a plain path")),
+    ];
+
+    let said = machine.well(&["--no-images"], &variables);
+
+    // Dry, and by the API server: the tasks and the apps.
+    for wanted in [
+        "task.tekton.dev/deploy-intercept-mirrord configured (server dry run)",
+        "deployment.apps/shop-api created (server dry run)",
+    ] {
+        assert!(said.contains(wanted), "no {wanted:?} in\n{said}");
     }
 }
 
