@@ -116,6 +116,7 @@ impl Bed {
                 is_ephemeral: false,
                 image: None,
             },
+            backend: Backend::Mirrord,
         }
     }
 

@@ -100,6 +100,7 @@ fn intercept(namespace: &Namespace, kind: TargetKind) -> Intercept {
             is_ephemeral: false,
             image: None,
         },
+        backend: Backend::Mirrord,
     }
 }
 

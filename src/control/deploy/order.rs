@@ -90,6 +90,7 @@ impl Order {
         let expires_at = judge.expires_at(given(arguments.ttl.as_deref()));
         let patience = judge.patience(given(arguments.timeout.as_deref()));
         if let Some(pull_request) = &pull_request {
+            judge.proxy_names(&pull_request.apps, backend);
             let elsewhere = match backend {
                 BackendName::Mirrord => agent.namespace.as_deref().map(|namespace| Elsewhere {
                     flag: "--agent-namespace",

@@ -10,7 +10,7 @@ use crate::cli::{VERSION, cluster};
 use crate::config::{Place, Problem};
 use crate::control::intercept::BackendName;
 use crate::control::pull_request::PullRequest;
-use crate::control::stack::names;
+use crate::control::stack::names::{self, LABEL_BYTES};
 use crate::control::words::given;
 use crate::plan::text;
 
@@ -146,6 +146,22 @@ impl Judge<'_> {
                     "is {namespace:?}, but the apps are in {other:?}: a proxy's own service account has no rights there; name one that has with --proxy-service-account (see config/rbac)"
                 ),
             );
+        }
+    }
+
+    /// Names of apps are as long as mirrord's proxy pods can bear, whose names are shorter.
+    pub(super) fn proxy_names(&mut self, apps: &[String], backend: BackendName) {
+        for app in apps {
+            let name = backend.proxy_name(app);
+            if name.len() > LABEL_BYTES {
+                self.object(
+                    "--backend",
+                    format!(
+                        "the proxy pod {name} would have {} characters, and a pod's name has at most {LABEL_BYTES}; give the app a shorter name",
+                        name.len()
+                    ),
+                );
+            }
         }
     }
 
