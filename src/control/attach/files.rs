@@ -4,7 +4,7 @@ use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Context;
 use kube::config::Kubeconfig;
@@ -72,10 +72,6 @@ impl Folder {
 }
 
 impl Folder {
-    pub(super) fn path(&self) -> &Path {
-        &self.0
-    }
-
     /// A kubeconfig for a program that knows no other way to the cluster, and reads its namespace from it.
     ///
     /// # Errors

@@ -6,8 +6,8 @@
 //! session back to the app: to the port behind the agent, through the [`relay`]. Whether requests of a
 //! pod are taken is proven as with mirrord, by probes, sent where the app's Service leads.
 //!
-//! What is lost is started anew. Telepresence forgets an intercept together with the session of the
-//! client that made it, so there is nothing to clean up after one that was killed.
+//! What is lost is started anew. While no client is there nobody answers the app's requests: the agents
+//! hold them until the session ends, or is taken up again.
 
 mod client;
 mod daemon;
@@ -92,12 +92,18 @@ impl Service {
                 message, "the intercept is to be started anew"
             );
             self.roster.tell(&cause);
+            let mut is_handed_over = false;
             if let Some(client) = self.client.take() {
-                client.kill().await;
+                let forgotten = client.forgotten(&cause);
+                client.end().await;
+                is_handed_over = forgotten.is_some_and(|forgotten| forgotten.hand_over());
             }
             if self.handler.as_mut().is_some_and(Handler::has_ended) {
                 self.handler = None;
                 self.post.board.set_shared_proxy(None);
+            }
+            if is_handed_over {
+                continue;
             }
             let pause = cause.pause(self.failures);
             tokio::select! {

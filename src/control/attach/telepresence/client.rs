@@ -2,14 +2,20 @@
 //!
 //! All that it keeps is in a folder of its own. It is the real executable; what it is told beside its
 //! command line is in [`daemon`](super::daemon).
+//!
+//! The traffic manager keeps a session, and the intercepts in it, long after its client was killed: a day
+//! unless it was told otherwise, and all that time nobody answers the app's requests. So the session is
+//! taken up again by the next client: from the daemon's own notes, which outlive our container, or, where
+//! these are lost, by the name that the traffic manager gives when it refuses us.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use regex::Regex;
 use serde_json::json;
 use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout};
@@ -20,7 +26,7 @@ use crate::control::attach::cause::Cause;
 use crate::control::attach::child::Child;
 use crate::control::attach::ports::Taken;
 use crate::control::attach::session::Post;
-use crate::control::intercept::Telepresence;
+use crate::control::intercept::{Intercept, Telepresence};
 
 /// Name of the connection.
 const CONNECTION: &str = "session-proxy";
@@ -46,13 +52,16 @@ const KILL_PATIENCE: Duration = Duration::from_secs(2);
 /// Between two looks for the daemon's socket.
 const PULSE: Duration = Duration::from_millis(50);
 
+/// The folder of all clients of this pod, below the one for temporary files.
+const HOME: &str = "session-proxy-telepresence";
+
 /// Lines of the daemon's log that are told when it ended.
 const LAST_LINES: usize = 5;
 
 /// The daemon's own settings. As the daemon of a pod it waits for a network that never comes for as long
 /// as the traffic manager may take to answer.
 const SETTINGS: &str =
-    "timeouts:\n  trafficManagerAPI: 5s\n  trafficManagerConnect: 30s\n  intercept: 60s\n";
+    "timeouts:\n  trafficManagerAPI: 2s\n  trafficManagerConnect: 30s\n  intercept: 60s\n";
 
 /// The client, from its start on.
 pub(super) struct Client {
@@ -61,6 +70,8 @@ pub(super) struct Client {
     home: PathBuf,
     kubeconfig: PathBuf,
     daemon: Child,
+    /// Whether it goes on with the session of a client that was killed.
+    is_resumed: bool,
     /// Names of the intercepts that were asked for.
     intercepts: Vec<String>,
 }
@@ -73,8 +84,9 @@ impl Client {
     pub(super) fn start(post: &Arc<Post>, wanted: &Telepresence) -> Result<Self, Cause> {
         let ours =
             |error: io::Error| Cause::Ours(format!("cannot make a home for telepresence: {error}"));
-        let home = post.folder.path().join("telepresence");
+        let home = std::env::temp_dir().join(HOME);
         make_home(&home).map_err(ours)?;
+        let is_resumed = session_file(&home).exists();
         let kubeconfig = post
             .folder
             .kubeconfig_in(&post.access, &post.intercept.namespace)
@@ -100,6 +112,7 @@ impl Client {
             home,
             kubeconfig,
             daemon,
+            is_resumed,
             intercepts: Vec::new(),
         })
     }
@@ -147,7 +160,7 @@ impl Client {
                     local.app_port
                 )));
             };
-            let name = format!("{}-{}", self.post.intercept.app, local.app_port);
+            let name = intercept_name(&self.post.intercept.app, local.app_port);
             let port = format!("{}:{}", local.port, service.port);
             let target = &self.post.intercept.target.name;
             let arguments = [
@@ -164,9 +177,32 @@ impl Client {
                 "--mount=false",
             ];
             self.intercepts.push(name.clone());
+            if self.is_resumed {
+                // Made by the client before this one, for a proxy that may have listened elsewhere.
+                let _ = self.say(&["leave", &name], LEAVE_PATIENCE).await;
+            }
             self.say(&arguments, INTERCEPT_PATIENCE).await?;
         }
         Ok(())
+    }
+
+    /// The session in which one of our own intercepts is in the way; `None`: that is not what is wrong.
+    pub(super) fn forgotten(&self, cause: &Cause) -> Option<Forgotten> {
+        let (session, name) = conflict(cause)?;
+        let Intercept {
+            app,
+            ports,
+            namespace,
+            ..
+        } = &self.post.intercept;
+        let mut ports = ports.iter();
+        ports
+            .any(|port| intercept_name(app, port.container_port) == name)
+            .then(|| Forgotten {
+                home: self.home.clone(),
+                namespace: namespace.clone(),
+                session,
+            })
     }
 
     /// Waits until the daemon has ended, and says how.
@@ -187,13 +223,8 @@ impl Client {
     /// Ends the daemon, which says goodbye to the traffic manager.
     pub(super) async fn end(mut self) {
         self.daemon.resident.terminate();
-        let _ = timeout(GOODBYE_PATIENCE, self.daemon.resident.ended()).await;
-        self.kill().await;
-    }
-
-    /// Ends it at once. The traffic manager forgets it soon: it must show itself every few seconds.
-    pub(super) async fn kill(mut self) {
         let resident = &mut self.daemon.resident;
+        let _ = timeout(GOODBYE_PATIENCE, resident.ended()).await;
         resident.kill();
         let _ = timeout(KILL_PATIENCE, resident.ended()).await;
         let _ = timeout(KILL_PATIENCE, resident.gone()).await;
@@ -254,9 +285,56 @@ impl Client {
     }
 }
 
+/// A session that its client has left behind, with an intercept of ours in it.
+pub(super) struct Forgotten {
+    home: PathBuf,
+    namespace: String,
+    session: String,
+}
+
+impl Forgotten {
+    /// Has the next client take it up; false when that cannot be.
+    pub(super) fn hand_over(&self) -> bool {
+        let session = &self.session;
+        warn!(
+            session,
+            "an earlier client has left an intercept behind; its session is taken over"
+        );
+        let told = json!({
+            "kubeContext": "",
+            "namespace": self.namespace,
+            "session": { "session_id": session },
+        });
+        fs::write(session_file(&self.home), told.to_string()).is_ok()
+    }
+}
+
 /// Whether somebody else has the app's port.
 pub(super) fn is_conflict(cause: &Cause) -> bool {
-    matches!(cause, Cause::NotStarted(why) if why.contains("Conflicts with the currently"))
+    conflict(cause).is_some()
+}
+
+/// The session and the name of the intercept that is in the way, if one is.
+fn conflict(cause: &Cause) -> Option<(String, String)> {
+    static HOLDER: LazyLock<Regex> = LazyLock::new(|| {
+        Regex::new(r#"Conflicts with the currently-[a-z-]+ intercept "([0-9a-f-]+):([^"]+)""#)
+            .expect("the pattern is one")
+    });
+    let Cause::NotStarted(why) = cause else {
+        return None;
+    };
+    let found = HOLDER.captures(why)?;
+    Some((found[1].to_owned(), found[2].to_owned()))
+}
+
+/// Of nobody else's: a person's intercept is called after the workload.
+fn intercept_name(app: &str, port: u16) -> String {
+    format!("{CONNECTION}-{app}-{port}")
+}
+
+/// Where the daemon notes the session that it has.
+fn session_file(home: &Path) -> PathBuf {
+    home.join(format!(".cache/telepresence/sessions/{CONNECTION}.json"))
 }
 
 fn make_home(home: &Path) -> io::Result<()> {
@@ -269,8 +347,6 @@ fn make_home(home: &Path) -> io::Result<()> {
     ] {
         fs::create_dir_all(home.join(folder))?;
     }
-    // What an earlier one remembers is over.
-    let _ = fs::remove_file(home.join(format!(".cache/telepresence/sessions/{CONNECTION}.json")));
     fs::write(home.join(".config/telepresence/config.yml"), SETTINGS)
 }
 
