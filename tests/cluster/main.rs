@@ -25,6 +25,7 @@ mod deploy;
 mod discovery;
 mod install;
 mod objects;
+mod pipelines;
 mod plane_itself;
 mod rights;
 mod sharing;

@@ -19,6 +19,7 @@ pub mod namespace;
 pub mod rights;
 pub mod run;
 pub mod stage;
+pub mod tekton;
 
 use std::time::{Duration, Instant};
 

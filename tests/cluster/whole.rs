@@ -1,7 +1,7 @@
 //! The whole way of two pull requests through the cluster, every part the real one: `deploy`, the
 //! `attach` that it brings up, `verify` and `cleanup`, with the rights that each is given and no others.
 
-mod bed;
+pub mod bed;
 
 use std::process::Command;
 

@@ -43,7 +43,7 @@ const ADMIN: u16 = 9901;
 pub(super) type Counts = Arc<Mutex<BTreeMap<(u16, String), usize>>>;
 
 /// The app `orders`, live, and an account that may deploy.
-pub(super) struct Bed {
+pub struct Bed {
     pub namespace: Namespace,
     pub kubelet: Arc<Kubelet>,
     pub orders: Baseline,
@@ -81,7 +81,7 @@ struct ProxyPod {
 }
 
 impl Bed {
-    pub(super) async fn new(replicas: usize) -> Self {
+    pub async fn new(replicas: usize) -> Self {
         let cluster = Cluster::shared().await;
         let namespace = cluster.namespace().await;
         let kubelet = Arc::new(Kubelet::of(&namespace).await);
@@ -110,12 +110,8 @@ impl Bed {
         }
     }
 
-    pub(super) fn deploy(&self, session: &str) -> Run {
-        self.deploy_image(session, session)
-    }
-
-    pub(super) fn deploy_image(&self, session: &str, tag: &str) -> Run {
-        let image = json!({ "orders": format!("registry.example/orders:{tag}") }).to_string();
+    pub fn deploy(&self, session: &str) -> Run {
+        let image = json!({ "orders": format!("registry.example/orders:{session}") }).to_string();
         let mut arguments = self.arguments("deploy", session);
         for (flag, value) in [
             ("--built-images", image.as_str()),
@@ -127,22 +123,21 @@ impl Bed {
         Run::start(&self.account.kubeconfig(), arguments)
     }
 
-    pub(super) fn verify(&self, session: &str) -> Run {
+    pub fn verify(&self, session: &str) -> Run {
         let pods = json!({ "orders": format!("pr-orders-{session}") }).to_string();
         let mut arguments = self.arguments("verify", session);
         arguments.extend(["--deployed-pods".to_owned(), pods]);
         Run::start(&self.account.kubeconfig(), arguments)
     }
 
-    pub(super) fn cleanup(&self, session: &str) -> Run {
+    pub fn cleanup(&self, session: &str) -> Run {
         let namespace = self.namespace.name();
         let arguments = ["cleanup", "--session", session, "--namespaces", namespace];
         Run::start(&self.account.kubeconfig(), arguments)
     }
 
     fn arguments(&self, command: &str, session: &str) -> Vec<String> {
-        let app = json!({ "name": "orders", "container-port": self.port, "service-port": 80 });
-        let stack = json!({ "name": "shop", "apps": [app] }).to_string();
+        let stack = self.stack();
         let header = format!("x-dev-session: {session}");
         let arguments = [
             command,
@@ -158,19 +153,20 @@ impl Bed {
         arguments.map(str::to_owned).to_vec()
     }
 
-    pub(super) async fn uid(&self, pod: &str) -> String {
-        let pod = self.namespace.api::<Pod>().get(pod).await;
-        pod.expect("it is there")
-            .uid()
-            .expect("a stored pod has a uid")
+    /// The stack of the app, for whoever deploys it.
+    pub fn stack(&self) -> String {
+        let app = json!({ "name": "orders", "container-port": self.port, "service-port": 80 });
+        json!({ "name": "shop", "apps": [app] }).to_string()
+    }
+
+    /// Where one of the replicas answers.
+    pub fn address(&self) -> SocketAddr {
+        let targets = self.node.targets();
+        targets.first().expect("there is a replica").address
     }
 
     /// Asks each replica, with a session or without: by which route and by which pod it was answered.
-    pub(super) async fn ask_all(
-        &self,
-        session: Option<&str>,
-        target: &str,
-    ) -> Vec<(String, String)> {
+    pub async fn ask_all(&self, session: Option<&str>, target: &str) -> Vec<(String, String)> {
         let mut answers = Vec::new();
         for pod in self.node.targets() {
             let answer = ask(pod.address, session, target).await;
@@ -183,7 +179,7 @@ impl Bed {
     }
 
     /// Waits until every replica's requests are taken, and the proxy pod says so.
-    pub(super) async fn settles(&self) {
+    pub async fn settles(&self) {
         let pods = self.namespace.api::<Pod>();
         eventually("every replica is intercepted", async || {
             let answers = self.ask_all(Some("session-proxy-probe"), "/").await;
@@ -193,12 +189,12 @@ impl Bed {
         .await;
     }
 
-    pub(super) fn target(&self, name: &str) -> Arc<TargetPod> {
+    pub fn target(&self, name: &str) -> Arc<TargetPod> {
         self.node.running().targets[name].clone()
     }
 
     /// The exit codes of the proxy pods that have ended, and what they had said.
-    pub(super) fn proxies_ended(&self) -> Vec<(Option<i32>, String)> {
+    pub fn proxies_ended(&self) -> Vec<(Option<i32>, String)> {
         let running = self.node.running();
         let ended = running.proxies_ended.iter();
         ended
@@ -207,14 +203,14 @@ impl Bed {
     }
 
     /// Whether any PR pod ever was asked for that target.
-    pub(super) fn pr_pods_saw(&self, target: &str) -> bool {
+    pub fn pr_pods_saw(&self, target: &str) -> bool {
         let running = self.node.running();
         let saw = |log: &Arc<Mutex<String>>| log.lock().expect("no panic").contains(target);
         running.logs.iter().any(saw)
     }
 
     /// Asks every replica without a session, again and again, until the task is aborted.
-    pub(super) fn untagged(&self, target: &'static str) -> JoinHandle<()> {
+    pub fn untagged(&self, target: &'static str) -> JoinHandle<()> {
         let node = Arc::downgrade(&self.node);
         tokio::spawn(async move {
             loop {
@@ -255,7 +251,7 @@ impl Bed {
     }
 
     /// Everything of ours in the namespace: kinds and names.
-    pub(super) async fn ours(&self) -> Vec<String> {
+    pub async fn ours(&self) -> Vec<String> {
         use k8s_openapi::api::batch::v1::Job;
         use k8s_openapi::api::coordination::v1::Lease;
         use k8s_openapi::api::core::v1::ServiceAccount;

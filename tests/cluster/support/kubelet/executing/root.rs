@@ -57,6 +57,7 @@ impl Root<'_> {
         command.args(["--perms", "1777", "--tmpfs", "/tmp"]);
         command.args(["--tmpfs", "/usr/local/bin"]);
         for (path, file) in &self.image.programs {
+            parents(command, path);
             command.arg("--ro-bind").arg(file).arg(path);
         }
     }
@@ -72,6 +73,7 @@ impl Root<'_> {
                 Some(true) => "--ro-bind",
                 _ => "--bind",
             };
+            parents(command, &mount.mount_path);
             command.arg(how).arg(place).arg(&mount.mount_path);
         }
         let message = self.container.termination_message_path.as_deref();
@@ -160,6 +162,15 @@ impl Root<'_> {
         let path = source.field_ref.as_ref().map(|field| &field.field_path);
         let value = path.and_then(|path| field(self.pod, path));
         value.unwrap_or_else(|| panic!("this machine cannot tell {source:?}"))
+    }
+}
+
+/// The folders above it, for everybody: those that bubblewrap makes by itself may be for root alone.
+fn parents(command: &mut Command, path: &str) {
+    let mut above: Vec<_> = Path::new(path).ancestors().skip(1).collect();
+    above.retain(|folder| *folder != Path::new("/"));
+    for folder in above.iter().rev() {
+        command.arg("--dir").arg(folder);
     }
 }
 
