@@ -97,7 +97,6 @@ impl Bed {
 
     fn intercept(&self, agents: &str) -> Intercept {
         Intercept {
-            backend: Backend::Mirrord,
             app: "orders".into(),
             namespace: self.namespace.name().into(),
             target: Target {

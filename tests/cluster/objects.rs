@@ -81,7 +81,6 @@ async fn account(namespace: &Namespace, name: &str) {
 
 fn intercept(namespace: &Namespace, kind: TargetKind) -> Intercept {
     Intercept {
-        backend: Backend::Mirrord,
         app: "orders".to_owned(),
         namespace: namespace.name().to_owned(),
         target: Target {
