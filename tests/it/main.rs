@@ -17,6 +17,7 @@ mod commands;
 mod discovery;
 mod drain;
 mod duplicates;
+mod e2e;
 mod forwarding;
 mod kind_up;
 mod layer;
