@@ -20,12 +20,9 @@ struct Floor {
     runs: Runs,
 }
 
-impl Floor {
-    async fn new() -> Self {
-        let bed = Bed::new(1).await;
-        let runs = Runs::beside(&bed.namespace, images()).await;
-        Self { bed, runs }
-    }
+const MIRRORD: &str = "stack-pr-mirrord.yaml";
+const TELEPRESENCE: &str = "stack-pr-telepresence.yaml";
+const CONTINUE: &str = "stack-pr-continue-mirrord.yaml";
 
     /// The parameters of a run for that pull request, beside those of the sample.
     fn parameters(&self, number: &str) -> Vec<(&'static str, String)> {
