@@ -35,6 +35,11 @@ use crate::control::intercept::Telepresence;
 /// A client that was live for so long did not fail to start.
 const STABLE: Duration = Duration::from_secs(60);
 
+/// How long one pod alone may be without its intercept before all of it is started anew, at first; and at
+/// most, for it may be the pod.
+const PATIENCE: Duration = Duration::from_secs(30);
+const LONGEST_PATIENCE: Duration = Duration::from_secs(3600);
+
 /// How long the end may wait for a moment without requests: leaving cuts the connections that are open.
 const QUIET_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -56,6 +61,7 @@ pub(super) async fn keep(
         handler: None,
         client: None,
         failures: 0,
+        patience: PATIENCE,
     };
     tokio::select! {
         () = service.serve() => {}
@@ -74,6 +80,8 @@ struct Service {
     client: Option<Client>,
     /// Ends without a stable client between them.
     failures: u32,
+    /// With a pod whose requests are not taken while those of others are.
+    patience: Duration,
 }
 
 impl Service {
@@ -86,6 +94,10 @@ impl Service {
                 self.failures = 0;
             }
             self.failures += 1;
+            if let Cause::Silent(_) = cause {
+                // Each start interrupts those pods, too, whose requests are taken.
+                self.patience = (2 * self.patience).min(LONGEST_PATIENCE);
+            }
             let message = cause.message();
             warn!(
                 reason = cause.reason(),
@@ -122,6 +134,7 @@ impl Service {
                 &self.sight,
                 &mut self.handler,
                 &mut self.client,
+                self.patience,
             ) => cause,
             () = self.roster.follow() => Cause::Ours("nobody follows the pods".to_owned()),
         }
@@ -152,6 +165,7 @@ async fn hold(
     sight: &watch::Receiver<Sight>,
     handler: &mut Option<Handler>,
     client: &mut Option<Client>,
+    patience: Duration,
 ) -> Cause {
     known(sight.clone()).await;
     each(post, sight, State::Starting, "the proxy starts");
@@ -172,14 +186,25 @@ async fn hold(
         State::Starting,
         "telepresence starts; the pods are made anew when its agent is not in them",
     );
-    let client = match Client::start(post, wanted) {
-        Ok(started) => client.insert(started),
-        Err(cause) => return cause,
+    let client = loop {
+        let started = match Client::start(post, wanted) {
+            Ok(started) => client.insert(started),
+            Err(cause) => return cause,
+        };
+        if let Err(cause) = started.connect().await {
+            return cause;
+        }
+        if !started.is_resumed() {
+            break started;
+        }
+        if let Some(resumed) = client.take() {
+            resumed.bury().await;
+        }
     };
-    if let Err(cause) = client.connect(&handler.ports).await {
+    if let Err(cause) = client.take_ports(&handler.ports).await {
         return cause;
     }
-    let mut rounds = Rounds::new(post.clone(), sight.clone());
+    let mut rounds = Rounds::new(post.clone(), sight.clone(), patience);
     let Handler { child, ports, .. } = handler;
     tokio::select! {
         biased;

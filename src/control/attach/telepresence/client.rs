@@ -117,11 +117,11 @@ impl Client {
         })
     }
 
-    /// Connects, and takes all ports of the app.
+    /// Connects to the traffic manager.
     ///
     /// # Errors
     /// Why that is not to be had.
-    pub(super) async fn connect(&mut self, handler: &Taken) -> Result<(), Cause> {
+    pub(super) async fn connect(&mut self) -> Result<(), Cause> {
         let socket = self.post.programs.telepresence_socket.clone();
         let listens = async {
             while UnixStream::connect(&socket).await.is_err() {
@@ -149,10 +149,14 @@ impl Client {
         })?;
         connected.map_err(|why| Cause::NotStarted(self.with_remedy(&why)))?;
         info!("telepresence is connected");
-        self.take_ports(handler).await
+        Ok(())
     }
 
-    async fn take_ports(&mut self, handler: &Taken) -> Result<(), Cause> {
+    /// Takes all ports of the app.
+    ///
+    /// # Errors
+    /// Why they are not to be had.
+    pub(super) async fn take_ports(&mut self, handler: &Taken) -> Result<(), Cause> {
         for (place, local) in handler.locals.iter().enumerate() {
             let Some(service) = self.wanted.services.get(place) else {
                 return Err(Cause::Ours(format!(
@@ -177,10 +181,6 @@ impl Client {
                 "--mount=false",
             ];
             self.intercepts.push(name.clone());
-            if self.is_resumed {
-                // Made by the client before this one, for a proxy that may have listened elsewhere.
-                let _ = self.say(&["leave", &name], LEAVE_PATIENCE).await;
-            }
             self.say(&arguments, INTERCEPT_PATIENCE).await?;
         }
         Ok(())
@@ -208,6 +208,25 @@ impl Client {
     /// Waits until the daemon has ended, and says how.
     pub(super) async fn ended(&mut self) -> Cause {
         ended(&mut self.daemon, &self.home).await
+    }
+
+    /// Whether it goes on with the session of a client that was killed. The agents do not bear that for
+    /// long: streams of the one are ended for those of the other.
+    pub(super) fn is_resumed(&self) -> bool {
+        self.is_resumed
+    }
+
+    /// Ends what an earlier client has left, with its session.
+    pub(super) async fn bury(mut self) {
+        for port in &self.post.intercept.ports {
+            let name = intercept_name(&self.post.intercept.app, port.container_port);
+            self.intercepts.push(name);
+        }
+        self.leave().await;
+        let file = session_file(&self.home);
+        self.end().await;
+        // Whatever became of it: the next client is to have a session of its own.
+        let _ = fs::remove_file(file);
     }
 
     /// Ends the intercepts, so that the app has its requests again.

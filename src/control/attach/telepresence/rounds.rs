@@ -29,12 +29,16 @@ pub(super) struct Rounds {
     pods: BTreeMap<String, Standing>,
     /// Whether requests of any pod were ever taken.
     was_live: bool,
+    /// With a pod whose requests are not taken while those of others are.
+    patience: Duration,
 }
 
 #[derive(Debug, Default)]
 struct Standing {
     is_live: bool,
     misses: u32,
+    /// Since when they are not.
+    missed_since: Option<Instant>,
 }
 
 /// What one probe of one pod has shown.
@@ -49,12 +53,13 @@ enum Finding {
 }
 
 impl Rounds {
-    pub(super) fn new(post: Arc<Post>, sight: watch::Receiver<Sight>) -> Self {
+    pub(super) fn new(post: Arc<Post>, sight: watch::Receiver<Sight>, patience: Duration) -> Self {
         Self {
             post,
             sight,
             pods: BTreeMap::new(),
             was_live: false,
+            patience,
         }
     }
 
@@ -83,6 +88,13 @@ impl Rounds {
                 if begun.elapsed() >= self.post.start_timeout {
                     return Cause::Unproven(what);
                 }
+            }
+            let is_overdue = |pod: &Standing| {
+                pod.missed_since
+                    .is_some_and(|since| since.elapsed() >= self.patience)
+            };
+            if self.pods.values().any(is_overdue) {
+                return Cause::Silent(missed.unwrap_or_default());
             }
             sleep(match missed {
                 Some(_) => AFTER_A_MISS,
@@ -134,7 +146,7 @@ impl Rounds {
             Finding::Taken(took) => {
                 *standing = Standing {
                     is_live: true,
-                    misses: 0,
+                    ..Standing::default()
                 };
                 self.was_live = true;
                 board.probed(&pod.name, took);
@@ -143,6 +155,7 @@ impl Rounds {
             }
             Finding::Missed(what) => {
                 standing.misses += 1;
+                standing.missed_since.get_or_insert_with(Instant::now);
                 let is_lost = standing.misses >= MISSES;
                 if is_lost {
                     let state = match standing.is_live {
