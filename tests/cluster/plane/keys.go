@@ -45,7 +45,7 @@ current-context: plane
 `
 
 // cut makes all keys and certificates of a plane in dir, and the administrator's kubeconfig.
-func cut(dir string, apiPort int) (*keys, error) {
+func cut(dir string, apiPort int, address net.IP) (*keys, error) {
 	k := &keys{}
 	if err := k.found(); err != nil {
 		return nil, err
@@ -53,10 +53,15 @@ func cut(dir string, apiPort int) (*keys, error) {
 	write := func(name string, data []byte) error {
 		return os.WriteFile(filepath.Join(dir, name), data, 0o600)
 	}
+	addresses := []net.IP{net.IPv4(127, 0, 0, 1)}
+	if address != nil {
+		// And the Service by which pods reach it.
+		addresses = append(addresses, address, net.IPv4(10, 0, 0, 1))
+	}
 	serverCertificate, serverKey, err := k.sign(&x509.Certificate{
 		Subject:     pkix.Name{CommonName: "kube-apiserver"},
-		DNSNames:    []string{"localhost", "kubernetes.default.svc"},
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		DNSNames:    []string{"localhost", "kubernetes.default.svc", "kubernetes.default"},
+		IPAddresses: addresses,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	})
 	if err != nil {
@@ -85,6 +90,8 @@ func cut(dir string, apiPort int) (*keys, error) {
 		"api.crt":          serverCertificate,
 		"api.key":          serverKey,
 		"accounts.key":     accountsKey,
+		"admin.crt":        adminCertificate,
+		"admin.key":        adminKey,
 		"admin.kubeconfig": []byte(admin),
 	} {
 		if err := write(name, data); err != nil {

@@ -2,11 +2,13 @@
 // manager as they are published, and `start`, which runs the three of them on loopback.
 //
 // There is no node and no kubelet: pods are stored, owned, counted and collected, but never run.
-// The tests play the kubelet.
+// The tests play the kubelet. Told an address at which nodes reach it, the plane serves a real one
+// (tests/node).
 package main
 
 import (
 	"fmt"
+	"net"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -16,7 +18,8 @@ import (
 	controllers "k8s.io/kubernetes/cmd/kube-controller-manager/app"
 )
 
-const usage = `usage: control-plane start DIR                  a whole plane, until it is told to end
+const usage = `usage: control-plane start DIR [ADDRESS]        a whole plane, until it is told to end;
+                                                with ADDRESS: for nodes and pods that reach it there
        control-plane etcd [flags]               one part of it
        control-plane kube-apiserver [flags]
        control-plane kube-controller-manager [flags]
@@ -35,10 +38,16 @@ func main() {
 	case "kube-controller-manager":
 		run(controllers.NewControllerManagerCommand())
 	case "start":
-		if len(os.Args) != 3 {
+		if len(os.Args) != 3 && len(os.Args) != 4 {
 			wrongUsage()
 		}
-		if err := start(os.Args[2]); err != nil {
+		var address net.IP
+		if len(os.Args) == 4 {
+			if address = net.ParseIP(os.Args[3]); address == nil {
+				wrongUsage()
+			}
+		}
+		if err := start(os.Args[2], address); err != nil {
 			fmt.Fprintln(os.Stderr, "control-plane:", err)
 			os.Exit(1)
 		}

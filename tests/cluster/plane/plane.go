@@ -24,15 +24,15 @@ type plane struct {
 	deaths chan *part
 }
 
-// The controllers that a namespaced application meets. None that deletes pods because their node
-// is missing or silent.
+// The controllers that a namespaced application meets, where there are no nodes. None that deletes
+// pods because their node is missing or silent.
 const controllerNames = "namespace-controller,serviceaccount-controller," +
 	"root-ca-certificate-publisher-controller,clusterrole-aggregation-controller," +
 	"garbage-collector-controller,resourcequota-controller,deployment-controller," +
 	"replicaset-controller,statefulset-controller,job-controller"
 
-// lay makes the folder ready for a plane of its own.
-func lay(dir string) (*plane, error) {
+// lay makes the folder ready for a plane of its own. Without an address it is on loopback alone.
+func lay(dir string, address net.IP) (*plane, error) {
 	dir, err := emptyFolder(dir)
 	if err != nil {
 		return nil, err
@@ -42,16 +42,15 @@ func lay(dir string) (*plane, error) {
 		return nil, err
 	}
 	etcdClients, etcdPeers, api, controllers := ports[0], ports[1], ports[2], ports[3]
-	keys, err := cut(dir, api)
+	keys, err := cut(dir, api, address)
 	if err != nil {
 		return nil, err
 	}
 	return &plane{
 		dir:         dir,
 		etcd:        etcdPart(dir, etcdClients, etcdPeers),
-		api:         apiPart(dir, api, etcdClients),
-		controllers: controllersPart(dir, controllers),
-		address:     fmt.Sprintf("https://127.0.0.1:%d", api),
+		api:         apiPart(dir, api, etcdClients, address),
+		controllers: controllersPart(dir, controllers, address),
 		client:      keys.administrator(),
 		// Room for everybody, so that nobody's end waits for somebody to hear of it.
 		deaths: make(chan *part, 16),
@@ -74,11 +73,26 @@ func etcdPart(dir string, clients, peers int) *part {
 	)
 }
 
-func apiPart(dir string, port, etcd int) *part {
+func apiPart(dir string, port, etcd int, address net.IP) *part {
 	in := func(name string) string { return filepath.Join(dir, name) }
-	return newPart(dir, "kube-apiserver", fmt.Sprintf("https://127.0.0.1:%d/readyz", port),
-		fmt.Sprintf("--etcd-servers=http://127.0.0.1:%d", etcd),
+	reach := []string{
 		"--bind-address=127.0.0.1",
+		// Nobody reaches this server through a Service, and loopback would be refused there.
+		"--advertise-address=127.0.0.1",
+		"--endpoint-reconciler-type=none",
+	}
+	if address != nil {
+		reach = []string{
+			"--bind-address=0.0.0.0",
+			"--advertise-address=" + address.String(),
+			"--kubelet-client-certificate=" + in("admin.crt"),
+			"--kubelet-client-key=" + in("admin.key"),
+			"--kubelet-preferred-address-types=InternalIP",
+			"--allow-privileged",
+		}
+	}
+	return newPart(dir, "kube-apiserver", fmt.Sprintf("https://127.0.0.1:%d/readyz", port), append(reach,
+		fmt.Sprintf("--etcd-servers=http://127.0.0.1:%d", etcd),
 		fmt.Sprintf("--secure-port=%d", port),
 		"--tls-cert-file="+in("api.crt"),
 		"--tls-private-key-file="+in("api.key"),
@@ -88,17 +102,18 @@ func apiPart(dir string, port, etcd int) *part {
 		"--service-account-key-file="+in("accounts.key"),
 		"--service-account-signing-key-file="+in("accounts.key"),
 		"--service-cluster-ip-range=10.0.0.0/24",
-		// Nobody reaches this server through a Service, and loopback would be refused there.
-		"--advertise-address=127.0.0.1",
-		"--endpoint-reconciler-type=none",
 		// One client per test: nothing has to be shared out fairly.
 		"--enable-priority-and-fairness=false",
 		"--profiling=false",
-	)
+	)...)
 }
 
-func controllersPart(dir string, port int) *part {
+func controllersPart(dir string, port int, address net.IP) *part {
 	in := func(name string) string { return filepath.Join(dir, name) }
+	names := controllerNames
+	if address != nil {
+		names = "*"
+	}
 	return newPart(dir, "kube-controller-manager", fmt.Sprintf("https://127.0.0.1:%d/healthz", port),
 		"--bind-address=127.0.0.1",
 		fmt.Sprintf("--secure-port=%d", port),
@@ -106,7 +121,7 @@ func controllersPart(dir string, port int) *part {
 		"--tls-private-key-file="+in("api.key"),
 		"--kubeconfig="+in("admin.kubeconfig"),
 		"--root-ca-file="+in("ca.crt"),
-		"--controllers="+controllerNames,
+		"--controllers="+names,
 		"--leader-elect=false",
 		// The limits meant for a shared server would be what the tests wait for.
 		"--kube-api-qps=500",

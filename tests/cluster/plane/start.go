@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -18,9 +19,9 @@ import (
 const patience = 2 * time.Minute
 
 // start runs a plane in dir until a signal, the end of whoever holds the other end of stdin, or
-// the death of a part.
-func start(dir string) error {
-	plane, err := lay(dir)
+// the death of a part. With an address it is a plane for nodes, which reach it there.
+func start(dir string, address net.IP) error {
+	plane, err := lay(dir, address)
 	if err != nil {
 		return err
 	}
