@@ -18,8 +18,8 @@ import (
 	pipelinev1 "github.com/tektoncd/pipeline/pkg/apis/pipeline/v1"
 )
 
-// patience is how long a step may take. The slowest gives up after a timeout of its own, usual.timeout.
-const patience = 30 * time.Second
+// patience is how long a step may take. The slowest gives up after a timeout of its own.
+const patience = time.Minute
 
 // bed is one pod's world on this machine: its folders, the commands of its images, and a cluster that
 // has nothing.

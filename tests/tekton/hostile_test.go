@@ -28,7 +28,7 @@ var usual = map[string]string{
 	"image-tag":              "run-1",
 	"app-revision":           "feature/prices",
 	"timeout":                "3s",
-	"baseline-file":          "runs/" + runID + "/baseline.json",
+	"proxy-service-account":  "session-proxy",
 }
 
 const runID = "1c1c1c1c-0000-4000-8000-000000000000"
@@ -47,15 +47,19 @@ var lists = []string{"build-apps", "propagation-chain", "test-apps", "namespaces
 
 // told is how messages call a parameter otherwise than by its name.
 var told = map[string][]string{
-	"run-id":         {"runs/", "the run's name"},
-	"build-apps":     {"are not those of", "no app", "no image", "an app"},
-	"git-url":        {"a repository's address", "the address of a repository"},
-	"git-base-url":   {"a repository's address", "the address of a repository"},
-	"git-revision":   {"a branch, a tag or a commit"},
-	"app-revision":   {"a branch, a tag or a commit"},
-	"image-registry": {"is not a registry"},
-	"image-tag":      {"is not a tag"},
-	"push-registry":  {"is not a registry"},
+	"run-id":                 {"runs/", "the run's name"},
+	"build-apps":             {"are not those of", "no app", "no image", "an app"},
+	"git-url":                {"a repository's address", "the address of a repository"},
+	"git-base-url":           {"a repository's address", "the address of a repository"},
+	"git-revision":           {"a branch, a tag or a commit"},
+	"app-revision":           {"a branch, a tag or a commit"},
+	"image-registry":         {"is not a registry"},
+	"image-tag":              {"is not a tag"},
+	"app-revisions":          {"a branch, a tag or a commit"},
+	"entry-app":              {"the name of an app"},
+	"test-apps":              {"the name of an app"},
+	"intercept-header-value": {"does not know the session"},
+	"push-registry":          {"is not a registry"},
 }
 
 // hostile are the values that every parameter has to bear. CANARY is a file that none of them may make.
