@@ -518,3 +518,21 @@ func resolved(t *testing.T, stack []byte) string {
 	}
 	return string(text)
 }
+
+// A parameter in a script is executed; here it has to be seen.
+func TestWhatAValueExecutesIsSeen(t *testing.T) {
+	task := &pipelinev1.Task{Spec: pipelinev1.TaskSpec{
+		Params:       []pipelinev1.ParamSpec{{Name: "stack"}},
+		StepTemplate: new(pipelinev1.StepTemplate),
+		Steps:        []pipelinev1.Step{{Name: "show", Script: "#!/bin/bash\necho $(params.stack)\n"}},
+	}}
+	trial := trial{task: task, way: map[string]string{"stack": "shop"}, bed: newBed(t, newCluster(t))}
+	trial.asUsual(t)
+	task.Spec.Steps[0].Args = []string{"$(params.stack)"}
+
+	problems := trial.with(t, "stack", "$(touch "+trial.bed.in("outside", "canary")+")")
+
+	if !slices.Contains(problems, "the canary is there: what the value says was done") {
+		t.Errorf("told only %q", problems)
+	}
+}
