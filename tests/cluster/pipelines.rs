@@ -6,12 +6,13 @@
 
 use std::path::Path;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::it::support::proxy::binary;
 use crate::support::eventually;
 use crate::support::kubelet::Image;
-use crate::support::tekton::Runs;
+use crate::support::kubelet::Script;
+use crate::support::tekton::{self, PipelineRun, Runs, with_parameters};
 use crate::whole::bed::Bed;
 
 /// A bed with one replica of `orders`, and Tekton.
@@ -39,7 +40,42 @@ const CONTINUE: &str = "stack-pr-continue-mirrord.yaml";
             ("base-url", format!("http://{}", self.bed.address())),
             ("agent-namespace", String::new()),
             ("proxy-service-account", String::new()),
+            // This machine has other things to do.
+            ("max-slowdown", "1000".to_owned()),
         ]
+    }
+
+    /// A run for that pull request like that sample, with other parameters where they are named here.
+    async fn run(&self, sample: &str, number: &str, more: &[(&str, &str)]) -> PipelineRun {
+        self.runs.start_run(self.sample(sample, number, more)).await
+    }
+
+    /// The same, not yet started.
+    fn sample(&self, sample: &str, number: &str, more: &[(&str, &str)]) -> Value {
+        let usual = self.parameters(number);
+        let usual = { usual.iter() }.map(|(name, value)| (*name, value.as_str()));
+        let usual: Vec<_> = usual.collect();
+        let run = tekton::sample(sample);
+        with_parameters(with_parameters(run, &usual), more)
+    }
+
+    /// Waits until everything of ours in the namespace is this.
+    async fn has_only(&self, wanted: &[String]) {
+        eventually("nothing of the runs is left", async || {
+            let ours = self.bed.ours().await;
+            // Agents come and go with the replicas, and their names with them.
+            let settled: Vec<_> = ours.into_iter().filter(|one| !is_agents(one)).collect();
+            settled == wanted
+        })
+        .await;
+    }
+
+    async fn is_clean(&self) {
+        let nothing: [String; 0] = [];
+        eventually("nothing of the runs is left", async || {
+            self.bed.ours().await == nothing
+        })
+        .await;
     }
 }
 
@@ -69,30 +105,33 @@ fn images() -> Vec<(String, Image)> {
     ]
 }
 
-fn borrowed<'a>(parameters: &'a [(&'static str, String)]) -> Vec<(&'a str, &'a str)> {
-    { parameters.iter() }
-        .map(|(name, value)| (*name, value.as_str()))
-        .collect()
+fn is_agents(object: &str) -> bool {
+    ["Job ", "Lease ", "Pod mirrord-agent"]
+        .iter()
+        .any(|prefix| object.starts_with(prefix))
 }
 
-async fn nothing_is_left(floor: &Floor) {
-    let nothing: [String; 0] = [];
-    eventually("nothing of the run is left", async || {
-        floor.bed.ours().await == nothing
-    })
-    .await;
-}
+/// The tasks of stack-pr-test with mirrord, in their order.
+const TASKS: [&str; 9] = [
+    "check-backend",
+    "resolve",
+    "build",
+    "measure-baseline",
+    "deploy-intercepts-mirrord",
+    "deploy-intercepts-result",
+    "validate-propagation",
+    "validate-original-traffic",
+    "run-tests",
+];
+
+const MIRRORD: &str = "stack-pr-mirrord.yaml";
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs a control plane: tests/cluster/run"]
 async fn pipelines_mirrord_from_the_build_to_the_cleanup() {
     let floor = Floor::new().await;
-    let parameters = floor.parameters("42");
 
-    let run = floor
-        .runs
-        .start("stack-pr-mirrord.yaml", &borrowed(&parameters))
-        .await;
+    let run = floor.run(MIRRORD, "42", &[]).await;
 
     run.goes_well().await;
     let results = run.results().await;
@@ -104,5 +143,274 @@ async fn pipelines_mirrord_from_the_build_to_the_cleanup() {
         skipped.keys().eq(["deploy-intercepts-telepresence"]),
         "{skipped:?}"
     );
-    nothing_is_left(&floor).await;
+    let tasks = run.tasks().await;
+    assert!(
+        TASKS.iter().all(|task| tasks[*task].status == "True"),
+        "{tasks:?}"
+    );
+    floor.is_clean().await;
+}
+
+/// After all other steps of the task have done their work: what was deployed is there.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a control plane: tests/cluster/run"]
+async fn pipelines_a_failure_in_any_task_is_cleaned_up_and_leaves_other_pull_requests_alone() {
+    let floor = Floor::new().await;
+    floor.bed.deploy("pr-77").end().await.well();
+    let others: Vec<_> = { floor.bed.ours().await.into_iter() }
+        .filter(|one| !is_agents(one))
+        .collect();
+    let mut runs = Vec::new();
+    for (number, task) in (50..).zip(TASKS) {
+        let run = floor.run(MIRRORD, &number.to_string(), &[]).await;
+        run.last_step_does(task, &["false"]);
+        runs.push((task, run));
+    }
+
+    for (index, (task, run)) in runs.iter().enumerate() {
+        run.fails().await;
+        let tasks = run.tasks().await;
+        let story = run.story().await;
+        assert_eq!(tasks[*task].status, "False", "{task}: {story}");
+        assert_eq!(tasks["cleanup"].status, "True", "{task}: {story}");
+        let later = &TASKS[index + 1..];
+        // These two run beside each other.
+        let started = later.iter().filter(|later| **later != "measure-baseline");
+        for later in started {
+            assert!(!tasks.contains_key(*later), "{later} after {task}: {story}");
+        }
+    }
+
+    floor.has_only(&others).await;
+    let answers = floor.bed.ask_all(Some("pr-77"), "/asked").await;
+    assert_eq!(
+        answers,
+        [("pr-77".to_owned(), "pr-orders-pr-77".to_owned())]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a control plane: tests/cluster/run"]
+async fn pipelines_a_cleanup_that_fails_is_tried_again() {
+    let floor = Floor::new().await;
+    let continued = [("intercept-backend", "mirrord"), ("built-images", IMAGES)];
+    let run = floor.run(CONTINUE, "42", &continued).await;
+    run.all_steps_do("cleanup", &["false"]);
+
+    run.goes_well().await;
+
+    let said = run.said("cleanup-pod-retry1");
+    assert!(said.contains("pr-orders-pr-42"), "{said}");
+    floor.is_clean().await;
+}
+
+const CONTINUE: &str = "stack-pr-continue-mirrord.yaml";
+const IMAGES: &str = r#"{"orders":"registry.example/orders:of-an-earlier-run"}"#;
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a control plane: tests/cluster/run"]
+async fn pipelines_an_unknown_backend_fails_before_anything_is_deployed() {
+    let floor = Floor::new().await;
+
+    let run = floor
+        .run(MIRRORD, "42", &[("intercept-backend", "mirord")])
+        .await;
+
+    run.fails().await;
+    let tasks = run.tasks().await;
+    assert!(tasks.keys().eq(["check-backend", "cleanup"]), "{tasks:?}");
+    assert_eq!(tasks["cleanup"].status, "True");
+    let said = run.said("check-backend");
+    assert!(said.contains("intercept-backend is \"mirord\""), "{said}");
+    floor.is_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a control plane: tests/cluster/run"]
+async fn pipelines_telepresence_that_cannot_deploy_is_cleaned_up() {
+    let floor = Floor::new().await;
+    let soon = [("deploy-timeout", "10s")];
+
+    let run = floor.run("stack-pr-telepresence.yaml", "42", &soon).await;
+
+    run.fails().await;
+    let tasks = run.tasks().await;
+    assert_eq!(tasks["deploy-intercepts-telepresence"].status, "False");
+    assert_eq!(tasks["cleanup"].status, "True");
+    let skipped = run.skipped().await;
+    assert_eq!(
+        skipped["deploy-intercepts-mirrord"],
+        "When Expressions evaluated to false"
+    );
+    assert!(!tasks.contains_key("deploy-intercepts-result"), "{tasks:?}");
+    floor.is_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a control plane: tests/cluster/run"]
+async fn pipelines_a_run_whose_time_is_up_is_cleaned_up() {
+    let floor = Floor::new().await;
+    let continued = [("intercept-backend", "mirrord"), ("built-images", IMAGES)];
+    let mut run = floor.sample(CONTINUE, "42", &continued);
+    run["spec"]["timeouts"]["tasks"] = json!("40s");
+    let run = floor.runs.start_run(run).await;
+    run.last_step_does("validate-propagation", HANGS);
+
+    run.reaches("validate-propagation").await;
+    let pods = floor.bed.ours().await;
+    assert!(pods.contains(&"Pod pr-orders-pr-42".to_owned()), "{pods:?}");
+    let outcome = run.fails().await;
+
+    assert_eq!(outcome.reason, "PipelineRunTimeout", "{outcome:?}");
+    let tasks = run.tasks().await;
+    assert_eq!(tasks["validate-propagation"].reason, "TaskRunTimeout");
+    assert_eq!(tasks["cleanup"].status, "True");
+    floor.is_clean().await;
+}
+
+/// A command without an end.
+const HANGS: &[&str] = &["tail", "-f", "/dev/null"];
+
+/// While `deploy` waits for a PR pod that never becomes ready.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a control plane: tests/cluster/run"]
+async fn pipelines_a_run_that_is_cancelled_in_the_middle_of_a_deploy_is_cleaned_up() {
+    let floor = Floor::new().await;
+    floor.bed.kubelet.script("pr-orders-pr-42", Script::Unready);
+    let continued = [("intercept-backend", "mirrord"), ("built-images", IMAGES)];
+    let run = floor.run(CONTINUE, "42", &continued).await;
+    eventually("the PR pod is there", async || {
+        floor
+            .bed
+            .ours()
+            .await
+            .contains(&"Pod pr-orders-pr-42".to_owned())
+    })
+    .await;
+
+    run.tell("CancelledRunFinally").await;
+
+    let outcome = run.fails().await;
+    assert_eq!(outcome.reason, "Cancelled", "{outcome:?}");
+    let tasks = run.tasks().await;
+    assert_eq!(
+        tasks["deploy-intercepts-mirrord"].reason,
+        "TaskRunCancelled"
+    );
+    assert_eq!(tasks["cleanup"].status, "True");
+    floor.is_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a control plane: tests/cluster/run"]
+async fn pipelines_a_run_that_is_stopped_ends_its_task_and_is_cleaned_up() {
+    let floor = Floor::new().await;
+    let continued = [("intercept-backend", "mirrord"), ("built-images", IMAGES)];
+    let run = floor.run(CONTINUE, "42", &continued).await;
+    run.reaches("deploy-intercepts-mirrord").await;
+
+    run.tell("StoppedRunFinally").await;
+
+    let outcome = run.fails().await;
+    assert_eq!(outcome.reason, "Cancelled", "{outcome:?}");
+    let tasks = run.tasks().await;
+    assert_eq!(tasks["deploy-intercepts-mirrord"].status, "True");
+    assert!(!tasks.contains_key("deploy-intercepts-result"), "{tasks:?}");
+    assert_eq!(tasks["cleanup"].status, "True");
+    floor.is_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a control plane: tests/cluster/run"]
+async fn pipelines_what_an_older_run_left_in_the_workspace_is_not_believed() {
+    let floor = Floor::new().await;
+    let kept = json!([{
+        "name": "shared-workspace",
+        "persistentVolumeClaim": {"claimName": "kept"},
+    }]);
+    let folder = floor.runs.machine.claim("kept");
+    let stale = json!({"orders": "pr-orders-pr-42"}).to_string();
+    let older = folder.join("runs/00000000-0000-4000-8000-000000000000");
+    std::fs::create_dir_all(&older).expect("a writable folder");
+    for place in [&folder, &older] {
+        std::fs::write(place.join("deployed-pods.json"), &stale).expect("a writable folder");
+    }
+    let continued = [("intercept-backend", "mirrord"), ("built-images", IMAGES)];
+    let mut run = floor.sample(CONTINUE, "42", &continued);
+    run["spec"]["workspaces"] = kept;
+    let run = floor.runs.start_run(run).await;
+    run.all_steps_do("deploy-intercepts-mirrord", &["true"]);
+
+    run.fails().await;
+
+    let tasks = run.tasks().await;
+    assert_eq!(tasks["deploy-intercepts-mirrord"].status, "True");
+    assert_eq!(tasks["deploy-intercepts-result"].status, "False");
+    assert!(!tasks.contains_key("validate-propagation"), "{tasks:?}");
+    let said = run.said("deploy-intercepts-result");
+    assert!(
+        said.contains("no deploy task of this run has come to its end"),
+        "{said}"
+    );
+    assert_eq!(tasks["cleanup"].status, "True");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a control plane: tests/cluster/run"]
+async fn pipelines_two_pull_requests_of_one_app_at_once() {
+    let floor = Floor::new().await;
+    let continued = [("intercept-backend", "mirrord"), ("built-images", IMAGES)];
+    let first = floor.run(CONTINUE, "41", &continued).await;
+    let second = floor.run(CONTINUE, "42", &continued).await;
+    for run in [&first, &second] {
+        run.last_step_does("run-tests", HANGS);
+        run.reaches("run-tests").await;
+    }
+    for session in ["pr-41", "pr-42"] {
+        let answers = floor.bed.ask_all(Some(session), "/asked").await;
+        assert_eq!(
+            answers,
+            [(session.to_owned(), format!("pr-orders-{session}"))]
+        );
+    }
+
+    first.tell("CancelledRunFinally").await;
+    first.fails().await;
+
+    assert_eq!(first.tasks().await["cleanup"].status, "True");
+    let answers = floor.bed.ask_all(Some("pr-42"), "/asked").await;
+    assert_eq!(
+        answers,
+        [("pr-42".to_owned(), "pr-orders-pr-42".to_owned())]
+    );
+    second.tell("CancelledRunFinally").await;
+    second.fails().await;
+    floor.is_clean().await;
+}
+
+/// The PR pod is the newer run's from its deploy on.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a control plane: tests/cluster/run"]
+async fn pipelines_the_cleanup_of_a_run_leaves_what_a_newer_run_has_taken_over() {
+    let floor = Floor::new().await;
+    let continued = [("intercept-backend", "mirrord"), ("built-images", IMAGES)];
+    let older = floor.run(CONTINUE, "42", &continued).await;
+    older.last_step_does("validate-propagation", HANGS);
+    older.reaches("validate-propagation").await;
+    let newer = floor.run(CONTINUE, "42", &continued).await;
+    newer.last_step_does("run-tests", HANGS);
+    newer.reaches("run-tests").await;
+
+    older.tell("CancelledRunFinally").await;
+    older.fails().await;
+
+    assert_eq!(older.tasks().await["cleanup"].status, "True");
+    let answers = floor.bed.ask_all(Some("pr-42"), "/asked").await;
+    assert_eq!(
+        answers,
+        [("pr-42".to_owned(), "pr-orders-pr-42".to_owned())]
+    );
+    newer.tell("CancelledRunFinally").await;
+    newer.fails().await;
+    floor.is_clean().await;
 }

@@ -25,7 +25,7 @@ use kube::Api;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-pub use self::executing::machine::{Image, Machine};
+pub use self::executing::machine::{Image, Machine, Steps};
 use self::logs::Logs;
 use self::node::Node;
 use self::status::Containers;

@@ -13,7 +13,7 @@ use kube::api::{
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 
-use super::kubelet::{Image, Kubelet, Machine};
+use super::kubelet::{Image, Kubelet, Machine, Steps};
 use super::namespace::Namespace;
 use super::stage::deployer;
 
@@ -82,14 +82,7 @@ impl Runs {
         runs
     }
 
-    /// Starts a run like one of `pipelines/samples`, with other parameters where they are named here.
-    pub async fn start(&self, sample: &str, parameters: &[(&str, &str)]) -> PipelineRun {
-        let file = repository().join("pipelines/samples").join(sample);
-        let run = with_parameters(read(&file), parameters);
-        self.start_run(run).await
-    }
-
-    /// Starts this one.
+    /// Starts a run, in this namespace.
     pub async fn start_run(&self, mut run: Value) -> PipelineRun {
         run["metadata"]["namespace"] = json!(self.namespace.name());
         let runs = self.api("PipelineRun");
@@ -196,6 +189,21 @@ impl PipelineRun {
         }
     }
 
+    /// The last step of that task does this instead of its own command, from now on; it has not begun.
+    pub fn last_step_does(&self, task: &str, words: &[&str]) {
+        self.machine.instead(&self.pod(task), Steps::Last, words);
+    }
+
+    /// All steps of that task do this instead of their own commands.
+    pub fn all_steps_do(&self, task: &str, words: &[&str]) {
+        self.machine.instead(&self.pod(task), Steps::All, words);
+    }
+
+    /// The pod of that task, not of its retries.
+    fn pod(&self, task: &str) -> String {
+        format!("{}-{task}-pod", self.name)
+    }
+
     /// Sets `spec.status`: `CancelledRunFinally`, `StoppedRunFinally`.
     pub async fn tell(&self, status: &str) {
         let patch = Patch::Merge(json!({"spec": {"status": status}}));
@@ -241,12 +249,12 @@ impl PipelineRun {
     /// The folder behind its workspace: the claim that Tekton made for it, or the one that it names.
     pub async fn workspace(&self) -> PathBuf {
         let tasks = self.task_runs().await;
-        let claims = tasks.iter().filter_map(|one| {
+        let mut claims = tasks.iter().filter_map(|one| {
             let workspaces = one.data["spec"]["workspaces"].as_array()?;
             let name = &workspaces.first()?["persistentVolumeClaim"]["claimName"];
             name.as_str().map(str::to_owned)
         });
-        let claim = claims.last().expect("a task has the workspace");
+        let claim = claims.next().expect("a task has the workspace");
         self.machine.claim(&claim)
     }
 
@@ -273,8 +281,13 @@ impl PipelineRun {
     }
 }
 
+/// One of `pipelines/samples`.
+pub fn sample(file: &str) -> Value {
+    read(&repository().join("pipelines/samples").join(file))
+}
+
 /// A manifest with one document.
-pub fn read(file: &Path) -> Value {
+fn read(file: &Path) -> Value {
     let text =
         std::fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
     serde_saphyr::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", file.display()))

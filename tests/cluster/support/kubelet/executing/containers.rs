@@ -97,7 +97,7 @@ impl Containers {
             container,
             image,
             volumes: &self.volumes,
-            api: self.machine.cluster.address(),
+            machine: &self.machine,
             message: &message,
         };
         let mut command = root.command();

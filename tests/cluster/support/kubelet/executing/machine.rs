@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Container, Pod};
 use tempfile::TempDir;
 
 use crate::support::baseline::name_of;
@@ -19,6 +19,13 @@ pub struct Image {
     pub programs: Vec<(String, PathBuf)>,
 }
 
+/// Some steps of a task's pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Steps {
+    Last,
+    All,
+}
+
 /// Runs the pods of one namespace.
 pub struct Machine {
     pub(super) cluster: Cluster,
@@ -27,6 +34,8 @@ pub struct Machine {
     pub(super) folder: TempDir,
     /// The folders behind persistent volume claims, by name.
     claims: Mutex<HashMap<String, PathBuf>>,
+    /// What steps do instead of their own commands: pod, which of them, and the command.
+    instead: Mutex<Vec<(String, Steps, Vec<String>)>>,
     /// The output of each container that ran: pod, container, file.
     outputs: Mutex<Vec<(String, String, PathBuf)>>,
 }
@@ -52,6 +61,7 @@ impl Machine {
             images,
             folder: tempfile::tempdir().expect("a writable temp folder"),
             claims: Mutex::default(),
+            instead: Mutex::default(),
             outputs: Mutex::default(),
         }
     }
@@ -77,6 +87,40 @@ impl Machine {
             format!("--- {pod} {container}\n{text}\n")
         })
         .collect()
+    }
+
+    /// From now on steps of the pod of that name run this, below Tekton's entrypoint as ever.
+    pub fn instead(&self, pod: &str, steps: Steps, words: &[&str]) {
+        let words = words.iter().map(|&word| word.to_owned()).collect();
+        let mut instead = self.instead.lock().expect("nobody panics with it");
+        instead.push((pod.to_owned(), steps, words));
+    }
+
+    /// The command and arguments of a container, after Tekton's `-entrypoint` where something else is to run.
+    pub(super) fn words(
+        &self,
+        pod: &Pod,
+        container: &Container,
+        words: Vec<String>,
+    ) -> Vec<String> {
+        let name = name_of(pod);
+        let spec = pod.spec.as_ref().expect("a pod has a spec");
+        let is_last = { spec.containers.last() }.is_some_and(|last| last.name == container.name);
+        let instead = self.instead.lock().expect("nobody panics with it");
+        let said = instead
+            .iter()
+            .find(|(pod, steps, _)| *pod == name && (*steps == Steps::All || is_last));
+        let at = words.iter().position(|word| word == "-entrypoint");
+        match (said, at) {
+            (Some((_, _, other)), Some(at)) => {
+                let (program, arguments) = other.split_first().expect("a command has a program");
+                let mut all = words[..=at].to_vec();
+                all.extend([program.clone(), "--".to_owned()]);
+                all.extend(arguments.iter().cloned());
+                all
+            }
+            _ => words,
+        }
     }
 
     pub(super) fn image(&self, name: &str) -> Option<&Image> {

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use k8s_openapi::api::core::v1::{Container, EnvVar, Pod};
 
-use super::machine::Image;
+use super::machine::{Image, Machine};
 use super::volumes::{Volumes, field};
 
 /// The user of an image that says no other.
@@ -23,8 +23,7 @@ pub(super) struct Root<'a> {
     pub(super) container: &'a Container,
     pub(super) image: &'a Image,
     pub(super) volumes: &'a Volumes,
-    /// Where the API server is: host and port.
-    pub(super) api: (String, String),
+    pub(super) machine: &'a Machine,
     /// The file that becomes the container's termination message.
     pub(super) message: &'a Path,
 }
@@ -129,12 +128,12 @@ impl Root<'_> {
         let command = command.filter(|command| !command.is_empty());
         let mut words = command.unwrap_or(&self.image.entrypoint).clone();
         words.extend(arguments);
-        words
+        self.machine.words(self.pod, self.container, words)
     }
 
     /// What a kubelet, a container runtime and the spec put there.
     fn environment(&self) -> HashMap<String, String> {
-        let (host, port) = self.api.clone();
+        let (host, port) = self.machine.cluster.address();
         let mut environment: HashMap<_, _> = [
             ("PATH", PATH.to_owned()),
             ("HOME", "/".to_owned()),
