@@ -342,6 +342,7 @@ fn of_tekton(folder: &Path) -> Vec<(String, Image)> {
         let image = Image {
             entrypoint: vec![path.clone()],
             programs: vec![(path, folder.join(name))],
+            ..Image::default()
         };
         (format!("tekton.example/{name}"), image)
     };
@@ -354,6 +355,6 @@ fn of_tekton(folder: &Path) -> Vec<(String, Image)> {
     ]
 }
 
-fn repository() -> &'static Path {
+pub fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }

@@ -155,7 +155,12 @@ impl Bed {
 
     /// The stack of the app, for whoever deploys it.
     pub fn stack(&self) -> String {
-        let app = json!({ "name": "orders", "container-port": self.port, "service-port": 80 });
+        let app = json!({
+            "name": "orders",
+            "repo": "example/orders",
+            "container-port": self.port,
+            "service-port": 80,
+        });
         json!({ "name": "shop", "apps": [app] }).to_string()
     }
 

@@ -15,8 +15,10 @@ use crate::support::cluster::Cluster;
 pub struct Image {
     /// The command of a container that says none.
     pub entrypoint: Vec<String>,
-    /// Programs at the paths where the image has them, beside those of this machine.
+    /// Programs and folders at the paths where the image has them, beside those of this machine.
     pub programs: Vec<(String, PathBuf)>,
+    /// What the image puts into the environment.
+    pub environment: Vec<(String, String)>,
 }
 
 /// Some steps of a task's pod.
@@ -50,6 +52,7 @@ impl Image {
             programs: programs
                 .map(|(name, file)| (at(name), (*file).to_owned()))
                 .collect(),
+            environment: Vec::new(),
         }
     }
 }

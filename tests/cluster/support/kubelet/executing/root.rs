@@ -146,6 +146,7 @@ impl Root<'_> {
         ]
         .map(|(name, value)| (name.to_owned(), value))
         .into();
+        environment.extend(self.image.environment.clone());
         assert!(self.container.env_from.is_none(), "no envFrom here");
         for variable in self.container.env.iter().flatten() {
             let value = self.value(variable, &environment);

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::Permissions;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{
@@ -207,14 +207,31 @@ fn fs_group(pod: &Pod) -> Option<u32> {
     context.fs_group.and_then(|group| group.try_into().ok())
 }
 
-/// As a kubelet does with the pod's `fsGroup`: the group owns the folder and what will be in it.
+/// As a kubelet does with the pod's `fsGroup`: the group owns the folder and what is and will be in it,
+/// if it does not own the folder already.
 fn give_to_group(place: &Path, group: Option<u32>) {
     let Some(group) = group else {
         return;
     };
+    let about = std::fs::metadata(place).expect("it is there");
+    if about.gid() != group {
+        give(place, group);
+    }
+}
+
+fn give(place: &Path, group: u32) {
+    let about = std::fs::symlink_metadata(place).expect("it is there");
+    if about.is_symlink() {
+        return;
+    }
     chown(place, None, Some(group)).expect("only root plays the kubelet");
-    let mode = std::fs::metadata(place).expect("it is there").permissions();
-    set_mode(place, mode.mode() | 0o2770);
+    let added = if about.is_dir() { 0o2770 } else { 0o660 };
+    set_mode(place, about.permissions().mode() | added);
+    if about.is_dir() {
+        for entry in std::fs::read_dir(place).expect("it is ours") {
+            give(&entry.expect("it is ours").path(), group);
+        }
+    }
 }
 
 fn set_mode(path: &Path, mode: u32) {
