@@ -10,10 +10,9 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::it::support::proxy::binary;
-use crate::support::eventually;
 use crate::support::kubelet::Image;
 use crate::support::namespace::Namespace;
-use crate::support::tekton::{self, PipelineRun, Runs, with_parameters};
+use crate::support::tekton::{self, PipelineRun, Runs, in_time, with_parameters};
 use crate::whole::bed::Bed;
 
 /// The user of the steps.
@@ -57,30 +56,40 @@ impl Floor {
         )
     }
 
-    /// Waits until everything of ours in the namespace is this.
+    /// Waits until everything of ours in the namespace is this, beside mirrord's agents, which come and
+    /// go with the replicas.
     pub(super) async fn has_only(&self, wanted: &[String]) {
-        eventually("nothing of the runs is left", async || {
-            // Agents come and go with the replicas, and their names with them.
-            let mut ours = self.bed.ours().await;
-            ours.retain(|one| !is_agents(one));
-            ours == wanted
+        in_time("nothing of the runs is left", async || {
+            let ours = self.without_agents().await;
+            (ours == wanted).then_some(()).ok_or(format!("{ours:?}"))
         })
         .await;
+    }
+
+    pub(super) async fn without_agents(&self) -> Vec<String> {
+        let mut ours = self.bed.ours().await;
+        let agents = ["Job ", "Lease ", "Pod mirrord-agent"];
+        ours.retain(|one| !agents.iter().any(|prefix| one.starts_with(prefix)));
+        ours
     }
 
     pub(super) async fn is_clean(&self) {
-        eventually("nothing of the runs is left", async || {
-            self.bed.ours().await.is_empty()
+        in_time("nothing of the runs is left", async || {
+            let ours = self.bed.ours().await;
+            ours.is_empty().then_some(()).ok_or(format!("{ours:?}"))
         })
         .await;
     }
-}
 
-/// Whether that object is mirrord's.
-pub(super) fn is_agents(object: &str) -> bool {
-    ["Job ", "Lease ", "Pod mirrord-agent"]
-        .iter()
-        .any(|prefix| object.starts_with(prefix))
+    /// Waits until that is among what is ours: kind and name.
+    pub(super) async fn has(&self, wanted: &str) {
+        in_time(wanted, async || {
+            let ours = self.bed.ours().await;
+            let is_there = ours.iter().any(|one| one == wanted);
+            is_there.then_some(()).ok_or(format!("{ours:?}"))
+        })
+        .await;
+    }
 }
 
 /// A run like that sample, for a pull request of `orders` in that namespace.
@@ -156,18 +165,22 @@ fn programs(folders: &[(&str, &[&str])]) -> Image {
     Image::with(&files)
 }
 
-/// A git repository `example/orders` with the branch of a pull request.
+/// The git repositories of `orders`, as the stacks here name them, with the branch of a pull request.
 pub(super) fn repositories() -> TempDir {
     let folder = tempfile::tempdir().expect("a writable temp folder");
-    let source = folder.path().join("example/orders");
-    std::fs::create_dir_all(&source).expect("a writable folder");
-    std::fs::write(source.join("Dockerfile"), "FROM scratch\n").expect("a writable folder");
-    let said = Command::new("sh")
-        .current_dir(&source)
-        .env("HOME", folder.path())
-        .args(["-euc", "git init -q -b feature/prices .; git add .; git -c user.name=a -c user.email=a@example.org commit -q -m prices"])
-        .status();
-    assert!(said.expect("there is a shell").success(), "git is missing");
+    for name in ["example/orders", "shop/orders"] {
+        let source = folder.path().join(name);
+        std::fs::create_dir_all(&source).expect("a writable folder");
+        std::fs::write(source.join("Dockerfile"), "FROM scratch\n").expect("a writable folder");
+        let commit = "git init -q -b feature/prices .; git add .; \
+                      git -c user.name=a -c user.email=a@example.org commit -q -m prices";
+        let made = Command::new("sh")
+            .current_dir(&source)
+            .env("HOME", folder.path())
+            .args(["-euc", commit])
+            .status();
+        assert!(made.expect("there is a shell").success(), "git is missing");
+    }
     // Git reads only what belongs to whom it runs as.
     give(folder.path());
     folder

@@ -281,6 +281,19 @@ impl PipelineRun {
     }
 }
 
+/// Returns once the condition holds; panics when it does not within the patience for a run, and tells
+/// what the condition has said last.
+pub async fn in_time(what: &str, mut condition: impl AsyncFnMut() -> Result<(), String>) {
+    let start = Instant::now();
+    while let Err(said) = condition().await {
+        assert!(
+            start.elapsed() < PATIENCE,
+            "never came true: {what}: {said}"
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
 /// One of `pipelines/samples`.
 pub fn sample(file: &str) -> Value {
     read(&repository().join("pipelines/samples").join(file))
