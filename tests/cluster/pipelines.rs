@@ -5,6 +5,7 @@
 //! `pipelines/stand-ins` what builds, pushes and tests images.
 
 mod floor;
+mod node;
 
 use serde_json::json;
 
