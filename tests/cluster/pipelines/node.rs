@@ -88,9 +88,9 @@ async fn pipelines_a_pod_runs_as_its_spec_says() {
         (status.phase.as_deref() == Some("Running")).then_some(())
     })
     .await;
-    let mark = json!({"metadata": {"annotations": {"mark": "second"}}});
-    let patched = pods.patch("looks", &PatchParams::default(), &Patch::Merge(mark));
-    patched.await.expect("the administrator may patch");
+    let mark = Patch::Merge(json!({"metadata": {"annotations": {"mark": "second"}}}));
+    let patched = pods.patch("looks", &PatchParams::default(), &mark).await;
+    patched.expect("the administrator may patch");
 
     let status = found("it has ended", async || {
         let status = pods.get("looks").await.ok()?.status?;

@@ -32,8 +32,8 @@ const BEHIND: u16 = 18081;
 #[derive(Default)]
 pub(super) struct World {
     servers: HashMap<String, JoinSet<()>>,
-    /// Apps whose proxy runs.
-    proxies: HashSet<String>,
+    /// Apps whose proxy runs, and for what a proxy of Telepresence says that it is there.
+    proxies: HashMap<String, Option<String>>,
     /// How real proxies are started, if they are.
     pub(super) real: Option<Setup>,
     /// By the name of the baseline pod whose requests they take.
@@ -53,7 +53,7 @@ enum Part {
     Baseline { app: String, pod: String },
     Behind { app: String },
     PrPod { app: String, session: String },
-    Proxy { app: String },
+    Proxy { app: String, shared: Option<String> },
 }
 
 impl Part {
@@ -61,7 +61,12 @@ impl Part {
         let label = |key: &str| pod.object.labels().get(key).cloned();
         match (label("session-proxy/app"), label("session-proxy/session")) {
             (Some(app), Some(session)) => Self::PrPod { app, session },
-            (Some(app), None) => Self::Proxy { app },
+            (Some(app), None) => {
+                // One for all pods of the app, where mirrord's are one for each.
+                let is_shared = label("app").as_deref() == Some("telepresence-proxy");
+                let shared = is_shared.then(|| format!("deployment/{app}"));
+                Self::Proxy { app, shared }
+            }
             (None, _) => Self::Baseline {
                 app: label("app").unwrap_or_default(),
                 pod: pod.name.clone(),
@@ -73,7 +78,7 @@ impl Part {
 impl World {
     pub(super) fn forget(&mut self, pod: &RunningPod) {
         match Part::of(pod) {
-            Part::Proxy { app } => {
+            Part::Proxy { app, .. } => {
                 self.proxies.remove(&app);
                 let baselines = &self.baselines;
                 self.real_proxies
@@ -98,8 +103,8 @@ impl World {
             Part::Proxy { .. } => return Way::answer(None, &self.targets),
         };
         let is_deaf = self.deaf.iter().any(|prefix| pod.starts_with(prefix));
-        let is_taken = self.proxies.contains(app) && !is_deaf;
-        let Some(session) = header("x-dev-session").filter(|_| is_taken) else {
+        let proxy = self.proxies.get(app).filter(|_| !is_deaf);
+        let (Some(session), Some(shared)) = (header("x-dev-session"), proxy) else {
             return Way::answer(None, app);
         };
         if let Some(proxy) = self.real_proxies.get(pod) {
@@ -108,7 +113,7 @@ impl World {
         if session == "session-proxy-probe" {
             let sign = json!({
                 "instance": "stand-in",
-                "target": pod,
+                "target": shared.as_ref().unwrap_or(pod),
                 "sessions": self.sessions.len(),
                 "nonce": header("x-session-proxy-nonce"),
             });
@@ -154,9 +159,10 @@ pub(super) async fn serve(world: Arc<Mutex<World>>, pod: RunningPod, namespace: 
         part.clone(),
     ));
     match part {
-        Part::Proxy { app } => {
+        Part::Proxy { app, shared } => {
             start_real_proxies(&world, &app, namespace).await;
-            world.lock().expect("nobody panics").proxies.insert(app);
+            let mut world = world.lock().expect("nobody panics");
+            world.proxies.insert(app, shared);
         }
         Part::PrPod { app, session } => {
             let mut world = world.lock().expect("nobody panics");
