@@ -30,5 +30,6 @@ mod routing;
 mod start;
 mod statuses;
 mod tcp;
+mod telepresence;
 mod tls;
 mod verify;

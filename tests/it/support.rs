@@ -35,6 +35,7 @@ pub mod site;
 pub mod staging;
 pub mod stand_in;
 pub mod target_pod;
+pub mod telepresence;
 pub mod upstream;
 pub mod way;
 pub mod wire;

@@ -2,7 +2,7 @@
 //! API server that knows them, and mirrord.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -77,17 +77,31 @@ impl Staging {
         }
     }
 
+    /// The folder for temporary files.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The app's port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     fn intercept(&self) -> PathBuf {
         let path = self.folder.path().join("intercept.json");
-        let intercept = json!({
+        std::fs::write(&path, self.intercepted().to_string()).expect("a writable folder");
+        path
+    }
+
+    /// What is intercepted, with mirrord.
+    pub fn intercepted(&self) -> Value {
+        json!({
             "app": APP, "namespace": "staging",
             "target": { "kind": "deployment", "name": APP },
             "ports": [{ "containerPort": self.port, "protocol": "http" }],
             "header": "x-dev-session", "baggageKey": "dev-session", "mode": self.mode,
             "agent": { "namespace": "staging", "isEphemeral": false, "image": null },
-        });
-        std::fs::write(&path, intercept.to_string()).expect("a writable folder");
-        path
+        })
     }
 
     /// A ready target pod of that name.
