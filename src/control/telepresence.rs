@@ -189,3 +189,139 @@ fn names_of(spec: &PodSpec, container_port: u16) -> BTreeSet<&str> {
         .filter_map(|port| port.name.as_deref())
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, from_value, json};
+
+    use super::*;
+    use crate::control::intercept::AppProtocol;
+
+    fn template() -> PodTemplateSpec {
+        from_value(json!({
+            "metadata": { "labels": { "app": "orders", "tier": "api" } },
+            "spec": { "containers": [
+                { "name": "mesh", "ports": [{ "name": "mesh", "containerPort": 15000 }] },
+                { "name": "orders", "ports": [
+                    { "name": "http", "containerPort": 8080 },
+                    { "name": "grpc", "containerPort": 9090 },
+                    { "containerPort": 7070 },
+                ] },
+            ] },
+        }))
+        .unwrap()
+    }
+
+    fn service(name: &str, selector: &Value, more: &Value) -> Service {
+        let mut service = json!({
+            "metadata": { "name": name },
+            "spec": { "clusterIP": "10.0.0.1", "selector": selector, "ports": [
+                { "name": "web", "port": 80, "targetPort": "http" },
+                { "port": 90, "targetPort": "grpc" },
+            ] },
+        });
+        for (key, value) in more.as_object().unwrap() {
+            service["spec"][key] = value.clone();
+        }
+        from_value(service).unwrap()
+    }
+
+    fn found(all: &[Service], ports: &[u16]) -> Result<Vec<(String, String)>, String> {
+        let ports: Vec<_> = ports
+            .iter()
+            .map(|&container_port| Port {
+                container_port,
+                protocol: AppProtocol::Http,
+            })
+            .collect();
+        let found = services(&template(), all, &ports)?;
+        Ok(found.into_iter().map(|it| (it.service, it.port)).collect())
+    }
+
+    #[test]
+    fn a_port_is_taken_by_the_service_that_leads_to_its_name() {
+        let ours = json!({ "app": "orders" });
+        let others = json!({ "app": "carts" });
+        let all = [
+            service("carts", &others, &json!({ "clusterIP": "None" })),
+            service("orders", &ours, &json!({})),
+            service("orders-old", &ours, &json!({})),
+            service("nobody", &json!({}), &json!({ "clusterIP": "None" })),
+        ];
+
+        let pair = |service: &str, port: &str| (service.to_owned(), port.to_owned());
+        assert_eq!(
+            found(&all, &[8080, 9090]),
+            Ok(vec![pair("orders", "web"), pair("orders", "90")])
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_sent_back_is_refused_with_what_to_do() {
+        let ours = json!({ "app": "orders" });
+        let by_number = json!({ "ports": [{ "port": 80, "targetPort": 8080 }] });
+        let good = service("orders", &ours, &json!({}));
+        for (all, ports, expected) in [
+            (
+                vec![good.clone(), service("raw", &ours, &by_number)],
+                vec![8080],
+                "Service raw leads its port 80 to a port by number",
+            ),
+            (
+                vec![
+                    good.clone(),
+                    service("peers", &ours, &json!({ "clusterIP": "None" })),
+                ],
+                vec![8080],
+                "Service peers is headless",
+            ),
+            (vec![], vec![8080], "no Service leads to port 8080"),
+            (
+                vec![good],
+                vec![8080, 7070],
+                "no Service leads to port 7070",
+            ),
+        ] {
+            let why = found(&all, &ports).unwrap_err();
+            assert!(why.starts_with(expected), "{why}");
+            assert!(why.contains("--backend mirrord"), "{why}");
+        }
+    }
+
+    #[test]
+    fn an_app_may_not_have_the_agents_own_port() {
+        let mut template = template();
+        template.spec.as_mut().unwrap().containers[0].ports =
+            from_value(json!([{ "containerPort": 9900 }])).unwrap();
+
+        let why = services(&template, &[], &[]).unwrap_err();
+
+        assert!(why.contains("port 9900"), "{why}");
+    }
+
+    #[test]
+    fn an_agent_stands_for_the_ports_whose_names_it_took() {
+        let spec: PodSpec = from_value(json!({ "containers": [
+            { "name": "orders", "ports": [
+                { "name": "tm-http", "containerPort": 8080 },
+                { "name": "tm-a-name-that-", "containerPort": 9090 },
+                { "name": "admin", "containerPort": 9901 },
+            ] },
+            { "name": "traffic-agent", "ports": [
+                { "name": "http", "containerPort": 9900 },
+                { "name": "a-name-that-is-", "containerPort": 9902 },
+            ] },
+        ] }))
+        .unwrap();
+        let ports = AgentPorts::of(&spec);
+
+        assert_eq!(ports.door(8080), Some(9900));
+        assert_eq!(ports.door(9090), Some(9902));
+        assert_eq!(ports.door(9901), None);
+        let bare = template().spec.unwrap();
+        assert_eq!(AgentPorts::of(&bare), AgentPorts::default());
+        assert!(!is_bent(&bare));
+        let bent = json!({ "containers": [], "initContainers": [{ "name": "tel-agent-init" }] });
+        assert!(is_bent(&from_value(bent).unwrap()));
+    }
+}

@@ -7,7 +7,7 @@ use kube::ResourceExt;
 use super::order::Change;
 use super::progress::Voice;
 use crate::control::cluster::Cluster;
-use crate::control::intercept::{Backend, BackendName, ServicePort, Telepresence};
+use crate::control::intercept::{Backend, BackendName, ServicePort, TargetKind, Telepresence};
 use crate::control::objects::labels;
 use crate::control::telepresence;
 use crate::control::workload::Workload;
@@ -24,6 +24,12 @@ pub(super) async fn of(
     check_others(cluster, change).await?;
     if change.order.backend == BackendName::Mirrord {
         return Ok(Backend::Mirrord);
+    }
+    if workload.target.kind == TargetKind::Pod {
+        bail!(
+            "{} is a bare pod, and Telepresence takes the requests of workloads only; name one, or use --backend mirrord",
+            workload.target
+        );
     }
     let services: Vec<Service> = cluster.list(change.namespace(), "").await?;
     let found = telepresence::services(&workload.template, &services, &change.ports());

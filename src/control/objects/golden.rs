@@ -18,8 +18,10 @@ use super::pr_pod::{Made, PrPod};
 use super::proxy::Proxy;
 use super::{owner, template};
 use crate::control::intercept::{
-    Agent, AppProtocol, Backend, Intercept, Mode, Port, Target, TargetKind,
+    Agent, AppProtocol, Backend, Intercept, Mode, Port, ServicePort, Target, TargetKind,
+    Telepresence,
 };
+use crate::control::objects::restricted::offences;
 use crate::control::stack::Stack;
 
 pub(super) const KINDS: [TargetKind; 5] = [
@@ -168,6 +170,49 @@ fn a_proxy_brings_all_that_it_needs() {
             document::<Pod>(&proxy.pod()),
         ],
     );
+}
+
+#[test]
+fn a_proxy_of_telepresence_needs_no_more_than_one_of_mirrord() {
+    let mut intercept = intercept(TargetKind::Deployment);
+    intercept.backend = Backend::Telepresence(Telepresence {
+        manager_namespace: "staging".to_owned(),
+        services: vec![ServicePort {
+            service: "orders".to_owned(),
+            port: "http".to_owned(),
+        }],
+    });
+    let proxy = Proxy {
+        stack: "shop",
+        intercept: &intercept,
+        image: PROXY_IMAGE,
+        pull_secrets: &[],
+        service_account: None,
+        may_delete_targets: false,
+        owners: &[],
+    };
+    let pod = proxy.pod();
+
+    assert_eq!(offences(&pod), Vec::<String>::new());
+    compare(
+        "telepresence.yaml",
+        &[
+            document::<Role>(&proxy.role()),
+            document::<ConfigMap>(&proxy.config_map()),
+            document::<Pod>(&pod),
+        ],
+    );
+}
+
+/// What was written before there was a choice is mirrord's, and what is written for mirrord is read by
+/// those who know no other.
+#[test]
+fn a_configuration_without_a_backend_is_mirrords() {
+    let intercept = intercept(TargetKind::Deployment);
+    let written = serde_json::to_value(&intercept).unwrap();
+    assert!(written.get("backend").is_none(), "{written}");
+    let read: Intercept = serde_json::from_value(written).unwrap();
+    assert_eq!(read, intercept);
 }
 
 /// Each in its own way: who it is, what it targets, how its agents run.

@@ -9,7 +9,7 @@ use serde_json::{Value, from_value};
 
 use super::golden::{KINDS, intercept};
 use super::rights::of_proxy;
-use crate::control::intercept::TargetKind;
+use crate::control::intercept::{Backend, TargetKind, Telepresence};
 
 /// Verb, group, resource, name; any name when it is empty.
 type Right = [String; 4];
@@ -117,6 +117,22 @@ fn the_manifests_grant_a_proxy_what_its_own_role_would_for_any_target_and_no_mor
     }
 }
 
+/// Where the traffic manager is in another namespace, its own role is for that.
+#[test]
+fn the_manifests_grant_a_proxy_of_telepresence_what_its_own_role_would() {
+    let granted = granted(&["proxy.yaml", "telepresence.yaml"], "session-proxy");
+
+    for kind in KINDS {
+        let mut intercept = intercept(kind);
+        intercept.backend = Backend::Telepresence(Telepresence {
+            manager_namespace: "ambassador".to_owned(),
+            services: Vec::new(),
+        });
+        let proxy = rights(&of_proxy(&intercept, false));
+        assert_eq!(missing(proxy, &granted), NONE, "{kind:?}");
+    }
+}
+
 #[test]
 fn only_who_may_heal_a_target_may_delete_pods() {
     let delete = ["delete", "", "pods", ""].map(str::to_owned);
@@ -130,7 +146,7 @@ fn only_who_may_heal_a_target_may_delete_pods() {
 fn no_manifest_reaches_beyond_its_namespace_or_grants_everything() {
     let kustomization = manifests("kustomization.yaml").remove(0);
     let mut files: Vec<String> = from_value(kustomization["resources"].clone()).unwrap();
-    files.push("mirrord-ephemeral.yaml".to_owned());
+    files.extend(["mirrord-ephemeral.yaml", "telepresence.yaml"].map(str::to_owned));
 
     for file in files {
         for manifest in manifests(&file) {
