@@ -1,5 +1,6 @@
 //! `deploy`, from nothing to a live intercept and back.
 
+mod backends;
 mod failures;
 mod joined;
 mod replaced;
