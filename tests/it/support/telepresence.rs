@@ -361,7 +361,7 @@ fn run_command(manager: SocketAddr, arguments: &[&str]) {
         }
         Some(why) => failed(why),
         None => {
-            println!("Using Deployment orders");
+            writeln!(std::io::stdout(), "Using Deployment orders").expect("attach reads");
             std::process::exit(0);
         }
     }
