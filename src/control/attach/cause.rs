@@ -101,7 +101,7 @@ impl Cause {
                     "mirrord is not allowed to {right}; grant it to the proxy's service account"
                 )
             }
-            Self::NoAgent(why) => format!("mirrord's agent does not come up: {why}"),
+            Self::NoAgent(why) => format!("the agent does not come up: {why}"),
             Self::Unproven(what) => format!("started, but requests are not taken: {what}"),
             Self::Silent(what) => format!("requests are no longer taken: {what}"),
             Self::AgentGone => "mirrord's agent is gone".to_owned(),

@@ -52,6 +52,9 @@ const KILL_PATIENCE: Duration = Duration::from_secs(2);
 /// Between two looks for the daemon's socket.
 const PULSE: Duration = Duration::from_millis(50);
 
+/// How the traffic manager says that it waited in vain.
+const NO_AGENT: &str = "while waiting for agent";
+
 /// The folder of all clients of this pod, below the one for temporary files.
 const HOME: &str = "session-proxy-telepresence";
 
@@ -268,11 +271,17 @@ impl Client {
         if status.success() {
             return Ok(());
         }
-        let words = child.speech.last_words().await.join(" ");
-        Err(Cause::NotStarted(self.with_remedy(&format!(
-            "telepresence {}: {words}",
-            arguments[0]
-        ))))
+        // What follows is about logs, or a table of the cluster's events.
+        let mut words = child.speech.last_words().await;
+        let error = words.iter().position(|line| line.contains("error:"));
+        let words = words.drain(error.unwrap_or(0)..).next().unwrap_or_default();
+        let why = self.with_remedy(&words);
+        Err(if words.contains(NO_AGENT) {
+            // Each attempt may have made the pods anew: the next one has time.
+            Cause::NoAgent(why)
+        } else {
+            Cause::NotStarted(why)
+        })
     }
 
     /// What the client's words do not say: what to do about it.
@@ -286,9 +295,10 @@ impl Client {
             )
         } else if why.contains("Conflicts with the currently") {
             "another client of Telepresence has this port; it must leave it first".to_owned()
-        } else if why.contains("while waiting for agent") {
-            "the pods with the agent did not become ready in time; timeouts.agentArrival of the traffic manager's \
-             chart gives them more"
+        } else if why.contains(NO_AGENT) {
+            "either the pods with the agent did not become ready in time (timeouts.agentArrival of the traffic \
+             manager's chart gives them more), or they came without it: the API server does not reach the webhook \
+             of the agent injector"
                 .to_owned()
         } else {
             return why.to_owned();
