@@ -93,6 +93,8 @@ var referenceFaults = []fault{
 		[]string{`tasks/kustomization.yaml: "result.yaml" is not among the resources`}},
 	{"a resource that is not there", "tasks/kustomization.yaml", "  - result.yaml\n", "  - result.yaml\n  - results.yaml\n",
 		[]string{`tasks/kustomization.yaml: resource "results.yaml" is not there`}},
+	{"replacements that are not there", "tasks/kustomization.yaml", "  - path: images.yaml\n", "  - path: image.yaml\n",
+		[]string{`tasks/kustomization.yaml: "image.yaml" is no list of replacements`, `tasks/kustomization.yaml: "images.yaml" is not among the resources`}},
 }
 
 var stepFaults = []fault{

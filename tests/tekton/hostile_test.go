@@ -57,7 +57,8 @@ var told = map[string][]string{
 	"image-tag":              {"is not a tag"},
 	"app-revisions":          {"a branch, a tag or a commit"},
 	"entry-app":              {"the name of an app"},
-	"test-apps":              {"the name of an app"},
+	"test-apps":              {"the name of an app", "no app of the stack"},
+	"stack-file":             {"there is no file"},
 	"intercept-header-value": {"does not know the session"},
 	"push-registry":          {"is not a registry"},
 }

@@ -71,12 +71,17 @@ func (m Manifest) Place(path ...string) string {
 type Kustomization struct {
 	File      string
 	Resources []string
+	// Files with lists of replacements.
+	Replacements []string
 }
 
 // Set is all manifests that are applied together.
 type Set struct {
 	Manifests      []Manifest
 	Kustomizations []Kustomization
+	// Files with kustomize's lists of replacements, and no object.
+	Replacements []string
+	root         string
 }
 
 // Each calls visit with every object of type T.
@@ -134,7 +139,7 @@ var kinds = map[string]func() metav1.Object{
 
 // Load reads every YAML file below the folders, each told relative to root.
 func Load(root string, folders ...string) (*Set, []Problem, error) {
-	set := new(Set)
+	set := &Set{root: root}
 	var problems []Problem
 	for _, folder := range folders {
 		err := filepath.WalkDir(filepath.Join(root, folder), func(path string, entry fs.DirEntry, err error) error {
@@ -207,6 +212,11 @@ func (set *Set) read(file string, text []byte) []Problem {
 			problems = append(problems, set.readKustomization(file, asJSON)...)
 			continue
 		}
+		// No object is a list; kustomize's replacements are.
+		if asJSON[0] == '[' {
+			set.Replacements = append(set.Replacements, file)
+			continue
+		}
 		problems = append(problems, set.readObject(file, asJSON)...)
 	}
 }
@@ -214,13 +224,19 @@ func (set *Set) read(file string, text []byte) []Problem {
 func (set *Set) readKustomization(file string, asJSON []byte) []Problem {
 	kustomization := Kustomization{File: file}
 	var read struct {
-		Resources  []string `json:"resources"`
-		Components []string `json:"components"`
+		Resources    []string `json:"resources"`
+		Components   []string `json:"components"`
+		Replacements []struct {
+			Path string `json:"path"`
+		} `json:"replacements"`
 	}
 	if err := kjson.UnmarshalCaseSensitivePreserveInts(asJSON, &read); err != nil {
 		return []Problem{{file, "", err.Error()}}
 	}
 	kustomization.Resources = append(read.Resources, read.Components...)
+	for _, replacement := range read.Replacements {
+		kustomization.Replacements = append(kustomization.Replacements, replacement.Path)
+	}
 	set.Kustomizations = append(set.Kustomizations, kustomization)
 	return nil
 }

@@ -2,6 +2,7 @@ package tekton
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -314,9 +315,13 @@ func sortedKeys[V any](of map[string]V) []string {
 // kustomization.yaml that it does not name: they would never be applied.
 func kustomizationReferences(set *Set) []Problem {
 	files := map[string]bool{}
+	lists := map[string]bool{}
 	folders := map[string]bool{}
 	for _, manifest := range set.Manifests {
 		files[manifest.File] = true
+	}
+	for _, list := range set.Replacements {
+		lists[list] = true
 	}
 	for _, kustomization := range set.Kustomizations {
 		folders[filepath.Dir(kustomization.File)] = true
@@ -325,18 +330,31 @@ func kustomizationReferences(set *Set) []Problem {
 	for _, kustomization := range set.Kustomizations {
 		folder := filepath.Dir(kustomization.File)
 		named := map[string]bool{}
+		for _, replacement := range kustomization.Replacements {
+			path := filepath.Join(folder, replacement)
+			named[path] = true
+			if !lists[path] {
+				problems = append(problems, Problem{kustomization.File, "", fmt.Sprintf("%q is no list of replacements", replacement)})
+			}
+		}
 		for _, resource := range kustomization.Resources {
 			path := filepath.Join(folder, resource)
 			named[path] = true
-			if !files[path] && !folders[path] {
+			if !files[path] && !folders[path] && !isKustomization(filepath.Join(set.root, path)) {
 				problems = append(problems, Problem{kustomization.File, "", fmt.Sprintf("resource %q is not there", resource)})
 			}
 		}
-		for _, file := range sortedKeys(files) {
+		for _, file := range append(sortedKeys(files), sortedKeys(lists)...) {
 			if filepath.Dir(file) == folder && !named[file] {
 				problems = append(problems, Problem{kustomization.File, "", fmt.Sprintf("%q is not among the resources", filepath.Base(file))})
 			}
 		}
 	}
 	return problems
+}
+
+// isKustomization is true of a folder that kustomize can take, also one that is not judged here.
+func isKustomization(folder string) bool {
+	_, err := os.Stat(filepath.Join(folder, "kustomization.yaml"))
+	return err == nil
 }
