@@ -187,7 +187,7 @@ async fn what_makes_no_sense_is_told_at_once_and_nothing_is_made() {
     ended
         .end()
         .await
-        .failed(2, &["telepresence is not supported by this version"]);
+        .failed(2, &["--manager-namespace", "--proxy-service-account"]);
     let ended = stage.deploy("session-proxy-probe", &["orders"], &[]);
     ended.end().await.failed(2, &["reserved"]);
     let ended = stage.deploy("pr-42", &["orders"], &["--agent-namespace", "elsewhere"]);
