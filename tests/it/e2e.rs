@@ -1,26 +1,49 @@
 //! `scripts/e2e`: how it counts, and what it leaves alone. The way itself takes a whole cluster.
 
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use tempfile::TempDir;
 
-/// A kubectl that writes down what it is asked, and a cluster that refuses it.
+/// A kubectl that writes down what it is asked, and what the cluster says.
 struct Cluster {
     folder: TempDir,
 }
 
 impl Cluster {
     fn that_refuses_everything() -> Self {
+        Self::that_says("echo refused >&2\nexit 1\n", 2)
+    }
+
+    /// But its apps answer nothing.
+    fn that_takes_everything() -> Self {
+        Self::that_says(
+            "case \"$*\" in *' proxy '*)\necho $$ >\"$CALLS.part\" && mv \"$CALLS.part\" \"$CALLS.proxy\"\n\
+             echo Starting to serve on 127.0.0.1:1\nexec sleep 300 ;;\nesac\n",
+            0,
+        )
+    }
+
+    fn that_says(kubectl: &str, jq: i32) -> Self {
         let folder = tempfile::tempdir().expect("a writable temp folder");
         for (name, script) in [
             (
                 "kubectl",
-                "#!/bin/sh\necho \"$*\" >>\"$CALLS\"\necho refused >&2\nexit 1\n",
+                format!("#!/bin/sh\necho \"$*\" >>\"$CALLS\"\n{kubectl}"),
             ),
-            ("curl", "#!/bin/sh\nexit 7\n"),
-            ("jq", "#!/bin/sh\nexit 2\n"),
+            ("curl", "#!/bin/sh\nexit 7\n".to_owned()),
+            (
+                "jq",
+                format!("#!/bin/sh\n[ {jq} != 0 ] || cat >/dev/null\nexit {jq}\n"),
+            ),
         ] {
             let path = folder.path().join(name);
             fs::write(&path, script).expect("it is writable");
@@ -30,7 +53,12 @@ impl Cluster {
     }
 
     fn try_it(&self, arguments: &[&str]) -> Output {
-        Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/e2e"))
+        self.command(arguments).output().expect("it is a script")
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/e2e"));
+        command
             .args(arguments)
             .env_clear()
             .env(
@@ -39,9 +67,8 @@ impl Cluster {
             )
             .env("CALLS", self.folder.path().join("calls"))
             .env("CONTEXT", "somewhere")
-            .stdin(Stdio::null())
-            .output()
-            .expect("it is a script")
+            .stdin(Stdio::null());
+        command
     }
 
     fn calls(&self) -> String {
@@ -114,4 +141,43 @@ fn what_was_mistyped_is_named_and_nothing_is_asked() {
         );
     }
     assert_eq!(cluster.calls(), "");
+}
+
+#[test]
+fn ended_by_a_signal_it_has_not_passed_and_leaves_nothing_running() {
+    let cluster = Cluster::that_takes_everything();
+    let mut script = cluster
+        .command(&[])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("it is a script");
+    let proxy = cluster.folder.path().join("calls.proxy");
+    within_a_minute("the proxy to the API server starts", || proxy.exists());
+    let proxy = fs::read_to_string(proxy).expect("it is whole");
+    let running = format!("/proc/{}", proxy.trim());
+
+    let pid = Pid::from_raw(script.id().try_into().expect("a process id"));
+    kill(pid, Signal::SIGTERM).expect("it runs");
+    let ended = script.wait().expect("it is ours");
+
+    let mut said = String::new();
+    let mut output = script.stdout.take().expect("it is piped");
+    output.read_to_string(&mut said).expect("it is text");
+    assert!(!ended.success(), "{said}");
+    // One step was done, and the signal counts as a failure.
+    assert_eq!(said.lines().last(), Some("1 passed, 1 failed"), "{said}");
+    assert!(cluster.calls().contains(" delete namespace e2e-"));
+    within_a_minute("the proxy ends", || !Path::new(&running).exists());
+}
+
+fn within_a_minute(what: &str, holds: impl Fn() -> bool) {
+    let began = Instant::now();
+    while !holds() {
+        assert!(
+            began.elapsed() < Duration::from_secs(60),
+            "not in a minute: {what}"
+        );
+        thread::sleep(Duration::from_millis(20));
+    }
 }
