@@ -204,7 +204,7 @@ fn down_takes_away_its_own_cluster_and_registry() {
 
     assert_eq!(
         machine.calls(),
-        "kind delete cluster --name mine\ndocker rm -f mine-registry\n"
+        "kind delete cluster --name mine\ndocker rm -f -v mine-registry\n"
     );
 }
 
