@@ -29,7 +29,10 @@ async function stage(t, { counts = true } = {}) {
   });
   for (const server of [app, admin]) {
     await new Promise((resolve) => server.listen(0, '127.0.0.1', resolve));
-    t.after(() => server.close(), server.closeAllConnections());
+    t.after(() => {
+      server.close();
+      server.closeAllConnections();
+    });
   }
   const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'stack-tests-'));
   t.after(() => fs.rmSync(folder, { recursive: true }));
