@@ -80,6 +80,24 @@ impl Replica {
     }
 }
 
+/// The daemon is the child that is not the proxy: it knows its manager.
+fn is_daemon(pid: u32) -> bool {
+    let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    let wanted = b"STAND_IN_MANAGER=";
+    environment.windows(wanted.len()).any(|it| it == wanted)
+}
+
+/// Kills the first child that is such a one.
+fn kill(attached: &Attached, is_it: impl Fn(u32) -> bool) {
+    let mut children = attached.children().into_iter();
+    let (pid, _) = children.find(|(pid, _)| is_it(*pid)).expect("a child");
+    let kill = format!("kill -KILL {pid}");
+    let killed = std::process::Command::new("sh")
+        .args(["-c", &kill])
+        .status();
+    assert!(killed.expect("there is a shell").success());
+}
+
 async fn live(attached: &Attached, pods: &[&str]) {
     for pod in pods {
         attached.reaches_within(pod, "live", PATIENCE).await;
@@ -163,18 +181,7 @@ async fn a_client_that_is_killed_is_buried_and_another_takes_its_place() {
     live(&attached, &["orders-1"]).await;
     let (before, name) = bed.manager.intercept().expect("it is taken");
 
-    // The daemon is the child that is not the proxy: it knows its manager.
-    let daemon = attached.children().into_iter().find(|(pid, _)| {
-        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        let wanted = b"STAND_IN_MANAGER=";
-        environment.windows(wanted.len()).any(|it| it == wanted)
-    });
-    let (daemon, _) = daemon.expect("a daemon");
-    let kill = format!("kill -KILL {daemon}");
-    let killed = std::process::Command::new("sh")
-        .args(["-c", &kill])
-        .status();
-    assert!(killed.expect("there is a shell").success());
+    kill(&attached, is_daemon);
 
     let manager = &bed.manager;
     let taken_anew = || {
@@ -306,4 +313,22 @@ async fn told_to_end_it_gives_the_app_its_requests_back_and_says_goodbye() {
     assert_eq!(replica.ask(None).await, ("orders-1".to_owned(), None));
     let calls = bed.manager.calls();
     assert_eq!(calls.last().map(|call| &*call[0]), Some("leave"));
+}
+
+#[tokio::test]
+async fn told_to_end_while_a_client_ends_it_gives_the_app_its_requests_back() {
+    let mut bed = Bed::new().await;
+    let replica = bed.replica("orders-1").await;
+    let mut attached = bed.attach().await;
+    live(&attached, &["orders-1"]).await;
+    let manager = &bed.manager;
+    manager.ignore_goodbyes();
+    kill(&attached, |pid| !is_daemon(pid));
+    eventually("the client says goodbye", || manager.ignored() > 0).await;
+
+    attached.signal("TERM");
+    attached.wait_exit(PATIENCE).await;
+
+    assert_eq!(manager.intercept(), None);
+    assert_eq!(replica.ask(None).await, ("orders-1".to_owned(), None));
 }

@@ -105,11 +105,13 @@ impl Service {
             );
             self.roster.tell(&cause);
             let mut is_handed_over = false;
-            if let Some(client) = self.client.take() {
+            // In its place until it has ended: a signal meanwhile must not cut its goodbye short.
+            if let Some(client) = &mut self.client {
                 let forgotten = client.forgotten(&cause);
                 client.end().await;
                 is_handed_over = forgotten.is_some_and(|forgotten| forgotten.hand_over());
             }
+            self.client = None;
             if self.handler.as_mut().is_some_and(Handler::has_ended) {
                 self.handler = None;
                 self.post.board.set_shared_proxy(None);
@@ -151,7 +153,7 @@ impl Service {
             handler.drain().await;
         }
         self.post.board.set_shared_proxy(None);
-        if let Some(client) = self.client.take() {
+        if let Some(client) = &mut self.client {
             client.end().await;
         }
         info!("the intercept has ended");
@@ -197,9 +199,8 @@ async fn hold(
         if !started.is_resumed() {
             break started;
         }
-        if let Some(resumed) = client.take() {
-            resumed.bury().await;
-        }
+        started.bury().await;
+        *client = None;
     };
     if let Err(cause) = client.take_ports(&handler.ports).await {
         return cause;

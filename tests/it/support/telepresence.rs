@@ -56,6 +56,10 @@ struct State {
     intercept: Option<Intercept>,
     calls: Vec<Vec<String>>,
     refusal: Option<String>,
+    /// Whether clients that say goodbye get no answer.
+    ignores_goodbyes: bool,
+    /// Goodbyes that got none.
+    ignored: usize,
 }
 
 #[derive(Clone)]
@@ -109,6 +113,16 @@ impl Manager {
         self.state.lock().refusal = Some(why.to_owned());
     }
 
+    /// From now on a client that says goodbye gets no answer, and its session stays.
+    pub fn ignore_goodbyes(&self) {
+        self.state.lock().ignores_goodbyes = true;
+    }
+
+    /// Goodbyes that were ignored.
+    pub fn ignored(&self) -> usize {
+        self.state.lock().ignored
+    }
+
     /// Somebody has the app's port, and may be gone.
     pub fn occupy(&self, session: &str, name: &str, lives: bool) {
         let mut state = self.state.lock();
@@ -140,6 +154,12 @@ impl Shared {
 
     fn change(&self) {
         self.changed.send_modify(|version| *version += 1);
+    }
+
+    fn ignores_goodbye(&self) -> bool {
+        let mut state = self.lock();
+        state.ignored += usize::from(state.ignores_goodbyes);
+        state.ignores_goodbyes
     }
 
     /// One connection through an agent.
@@ -255,6 +275,9 @@ async fn talk(stream: TcpStream, shared: Arc<Shared>) {
     while matches!(stream.read_line(&mut line).await, Ok(1..)) {
         let said: Value = serde_json::from_str(&line).expect("JSON");
         line.clear();
+        if said["role"] == "depart" && shared.ignores_goodbye() {
+            continue;
+        }
         let answer = shared.answer(&said);
         match said["role"].as_str() {
             Some("arrive") => arrived = answer["session"].as_str().map(str::to_owned),

@@ -220,16 +220,15 @@ impl Client {
     }
 
     /// Ends what an earlier client has left, with its session.
-    pub(super) async fn bury(mut self) {
+    pub(super) async fn bury(&mut self) {
         for port in &self.post.intercept.ports {
             let name = intercept_name(&self.post.intercept.app, port.container_port);
             self.intercepts.push(name);
         }
         self.leave().await;
-        let file = session_file(&self.home);
         self.end().await;
         // Whatever became of it: the next client is to have a session of its own.
-        let _ = fs::remove_file(file);
+        let _ = fs::remove_file(session_file(&self.home));
     }
 
     /// Ends the intercepts, so that the app has its requests again.
@@ -242,10 +241,11 @@ impl Client {
         }
     }
 
-    /// Ends the daemon, which says goodbye to the traffic manager.
-    pub(super) async fn end(mut self) {
-        self.daemon.resident.terminate();
+    /// Ends the daemon, which says goodbye to the traffic manager. Where that was broken off, it can be
+    /// done again; a client that is dropped without it leaves its session, and the app's requests wait.
+    pub(super) async fn end(&mut self) {
         let resident = &mut self.daemon.resident;
+        resident.terminate();
         let _ = timeout(GOODBYE_PATIENCE, resident.ended()).await;
         resident.kill();
         let _ = timeout(KILL_PATIENCE, resident.ended()).await;
