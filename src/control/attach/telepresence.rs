@@ -87,11 +87,13 @@ struct Service {
 impl Service {
     /// One client after the other, for ever.
     async fn serve(&mut self) {
+        let mut was_handed_over = false;
         loop {
             let begun = Instant::now();
             let cause = self.attempt().await;
             if begun.elapsed() >= STABLE {
                 self.failures = 0;
+                was_handed_over = false;
             }
             self.failures += 1;
             if let Cause::Silent(_) = cause {
@@ -116,7 +118,9 @@ impl Service {
                 self.handler = None;
                 self.post.board.set_shared_proxy(None);
             }
-            if is_handed_over {
+            // At once, once: where a takeover does not help, the next one waits like any other start.
+            if is_handed_over && !was_handed_over {
+                was_handed_over = true;
                 continue;
             }
             let pause = cause.pause(self.failures);
