@@ -84,11 +84,56 @@ async fn carry(mut near: TcpStream, pods: Vec<IpAddr>, turn: usize, app_port: u1
                 let _ = (near.set_nodelay(true), far.set_nodelay(true));
                 if let Err(error) = copy_bidirectional(&mut near, &mut far).await {
                     debug!(%pod, %error, "a connection to the app broke");
+                    // What broke must look broken: a body may end with its connection.
+                    let _ = (near.set_zero_linger(), far.set_zero_linger());
                 }
                 return;
             }
             Ok(Err(error)) => debug!(%pod, %error, "the app does not accept"),
             Err(_) => debug!(%pod, "the app does not accept in time"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+    use crate::control::attach::targets::TargetPod;
+    use crate::control::telepresence::AgentPorts;
+
+    fn pod() -> TargetPod {
+        TargetPod {
+            name: "orders-1".to_owned(),
+            uid: "1".to_owned(),
+            address: Some(Ipv4Addr::LOCALHOST.into()),
+            container: "orders".to_owned(),
+            container_id: None,
+            is_ready: true,
+            is_leaving: false,
+            agent: AgentPorts::default(),
+            is_bent: false,
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_breaks_off_does_not_look_whole() {
+        let app = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let app_port = app.local_addr().unwrap().port();
+        let pods = Sight::Pods([("1".to_owned(), pod())].into());
+        let (_sight_tx, sight) = watch::channel(pods);
+        let relay = Relay::open(app_port, sight).await.unwrap();
+        let mut near = TcpStream::connect(relay.address).await.unwrap();
+        let (mut far, _) = app.accept().await.unwrap();
+        far.write_all(b"half").await.unwrap();
+        let mut half = [0; 4];
+        near.read_exact(&mut half).await.unwrap();
+
+        far.set_zero_linger().unwrap();
+        drop(far);
+
+        let rest = near.read(&mut half).await;
+        assert!(rest.is_err(), "{rest:?}");
     }
 }
