@@ -268,7 +268,7 @@ impl Relay {
 }
 
 /// A line without what could steer a terminal: mirrord's agent passes on what it was sent.
-fn printable(line: &[u8]) -> String {
+pub(super) fn printable(line: &[u8]) -> String {
     let text = String::from_utf8_lossy(line);
     text.trim_end()
         .chars()

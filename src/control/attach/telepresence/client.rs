@@ -8,8 +8,8 @@
 //! taken up again by the next client: from the daemon's own notes, which outlive our container, or, where
 //! these are lost, by the name that the traffic manager gives when it refuses us.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Arc, LazyLock};
@@ -23,7 +23,7 @@ use tracing::{info, warn};
 
 use super::daemon::Connect;
 use crate::control::attach::cause::Cause;
-use crate::control::attach::child::Child;
+use crate::control::attach::child::{Child, printable};
 use crate::control::attach::ports::Taken;
 use crate::control::attach::session::Post;
 use crate::control::intercept::{Intercept, Telepresence};
@@ -58,8 +58,9 @@ const NO_AGENT: &str = "while waiting for agent";
 /// The folder of all clients of this pod, below the one for temporary files.
 const HOME: &str = "session-proxy-telepresence";
 
-/// Lines of the daemon's log that are told when it ended.
+/// Lines of the daemon's log that are told when it ended, and how far back they are looked for.
 const LAST_LINES: usize = 5;
+const LAST_BYTES: u64 = 16 * 1024;
 
 /// The daemon's own settings. As the daemon of a pod it waits for a network that never comes for as long
 /// as the traffic manager may take to answer.
@@ -409,14 +410,25 @@ fn program(post: &Post, wanted: &Telepresence, home: &Path, kubeconfig: &Path) -
 /// Waits until a daemon has ended. What it had to say is in its log.
 async fn ended(daemon: &mut Child, home: &Path) -> Cause {
     let status = daemon.resident.ended().await;
-    let log = fs::read_to_string(home.join(".cache/telepresence/logs/connector.log"));
-    let log = log.unwrap_or_default();
     let mut words = daemon.speech.last_words().await;
-    let lines = log.lines().rev().take(LAST_LINES).map(str::to_owned);
-    let mut lines: Vec<_> = lines.collect();
-    lines.reverse();
-    words.extend(lines);
+    let log = home.join(".cache/telepresence/logs/connector.log");
+    words.extend(last_lines(&log).unwrap_or_default());
     Cause::of_end(status, &words)
+}
+
+/// The end of a log that may be long.
+fn last_lines(log: &Path) -> io::Result<Vec<String>> {
+    let mut log = File::open(log)?;
+    let begin = log.metadata()?.len().saturating_sub(LAST_BYTES);
+    log.seek(SeekFrom::Start(begin))?;
+    let mut end = Vec::new();
+    log.take(LAST_BYTES).read_to_end(&mut end)?;
+    let lines: Vec<_> = end.trim_ascii_end().split(|&byte| byte == b'\n').collect();
+    let skipped = lines.len().saturating_sub(LAST_LINES);
+    Ok(lines[skipped..]
+        .iter()
+        .map(|line| printable(line))
+        .collect())
 }
 
 /// The same before anything was live.
@@ -424,5 +436,24 @@ fn not_started(cause: Cause) -> Cause {
     match cause {
         Cause::Ended(how) => Cause::NotStarted(how),
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_long_log_only_the_end_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("connector.log");
+        let long = format!("{}\nfirst\nlast \x1b[31m\n\n", "x".repeat(1 << 20));
+        fs::write(&log, long).unwrap();
+
+        let lines = last_lines(&log).unwrap();
+
+        assert_eq!(lines[1..], ["first", "last \u{fffd}[31m"]);
+        assert!(lines[0].len() <= 1 << 14);
+        assert!(last_lines(&folder.path().join("none")).is_err());
     }
 }
