@@ -1,7 +1,8 @@
-//! One `mirrord exec`, and the proxy that it becomes: the same process, under mirrord's layer.
+//! A program that we start: one `mirrord exec` and the proxy that it becomes, the same process, under
+//! mirrord's layer; or a proxy alone, or Telepresence's client.
 //!
-//! What either says is passed on with the target's name before it, and the last of it kept: it is all
-//! that tells why one ended.
+//! What it says is passed on with a name before it, and the last of it kept: it is all that tells why it
+//! ended.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -154,14 +155,20 @@ impl Speech {
     }
 }
 
-/// The proxy alone, with nothing around it.
-pub(super) fn proxy(programs: &Programs, target: &str, file: &Path) -> Command {
-    let mut command = Command::new(&programs.proxy);
+/// Takes our variables of these prefixes out of what a program will find.
+pub(super) fn hide(command: &mut Command, prefixes: &[&str]) {
     for (name, _) in std::env::vars_os() {
-        if name.as_encoded_bytes().starts_with(b"SESSION_PROXY_") {
+        let bytes = name.as_encoded_bytes();
+        if prefixes.iter().any(|it| bytes.starts_with(it.as_bytes())) {
             command.env_remove(&name);
         }
     }
+}
+
+/// The proxy alone, with nothing around it.
+pub(super) fn proxy(programs: &Programs, target: &str, file: &Path) -> Command {
+    let mut command = Command::new(&programs.proxy);
+    hide(&mut command, &["SESSION_PROXY_"]);
     command
         .args(["run", "--target-name", target, "--workers", "2", "--log"])
         .arg(&programs.log)
@@ -180,12 +187,7 @@ fn command(programs: &Programs, task: &Task<'_>) -> Command {
     let mut command = Command::new(&programs.mirrord);
     // What configures us must not configure the child behind the back of its file, and what
     // configures another mirrord must not configure this one.
-    for (name, _) in std::env::vars_os() {
-        let bytes = name.as_encoded_bytes();
-        if bytes.starts_with(b"SESSION_PROXY_") || bytes.starts_with(b"MIRRORD_") {
-            command.env_remove(&name);
-        }
-    }
+    hide(&mut command, &["SESSION_PROXY_", "MIRRORD_"]);
     command
         .args(["exec", "-f"])
         .arg(task.mirrord_file)

@@ -23,7 +23,7 @@ use tracing::{info, warn};
 
 use super::daemon::Connect;
 use crate::control::attach::cause::Cause;
-use crate::control::attach::child::{Child, printable};
+use crate::control::attach::child::{Child, hide, printable};
 use crate::control::attach::ports::Taken;
 use crate::control::attach::session::Post;
 use crate::control::intercept::{Intercept, Telepresence};
@@ -383,13 +383,7 @@ fn make_home(home: &Path) -> io::Result<()> {
 fn program(post: &Post, wanted: &Telepresence, home: &Path, kubeconfig: &Path) -> Command {
     let mut command = Command::new(&post.programs.telepresence);
     // What configures us, or another client, must not configure this one.
-    for (name, _) in std::env::vars_os() {
-        let bytes = name.as_encoded_bytes();
-        let foreign: [&[u8]; 3] = [b"SESSION_PROXY_", b"TELEPRESENCE_", b"XDG_"];
-        if foreign.iter().any(|prefix| bytes.starts_with(prefix)) {
-            command.env_remove(&name);
-        }
-    }
+    hide(&mut command, &["SESSION_PROXY_", "TELEPRESENCE_", "XDG_"]);
     command
         .env("HOME", home)
         .env("KUBECONFIG", kubeconfig)
