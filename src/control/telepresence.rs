@@ -64,9 +64,8 @@ pub fn is_bent(spec: &PodSpec) -> bool {
 }
 
 fn hidden(name: &str) -> String {
-    let mut hidden = format!("{HIDDEN}{name}");
-    hidden.truncate(LONGEST_NAME);
-    hidden
+    let hidden = HIDDEN.chars().chain(name.chars());
+    hidden.take(LONGEST_NAME).collect()
 }
 
 /// The Services by which each of an app's ports is intercepted, in the same order.
