@@ -144,11 +144,9 @@ impl<'a> Placeholder<'a> {
         let name = &self.draft.name;
         let uid = there.uid().unwrap_or_default();
         let marks = self.marks();
-        let is_there = self.cluster.take_over(name, &uid, marks).await?;
-        if is_there {
-            self.made.took_over(self.voice, name, &uid);
-        }
-        Ok(is_there)
+        // Before it is asked for: a signal may come between the claim and its answer.
+        self.made.takes_over(self.voice, name, &uid);
+        Ok(self.cluster.take_over(name, &uid, marks).await?)
     }
 
     /// Makes it an owner of one object, where the old pod is one. `false`: the object went away meanwhile.

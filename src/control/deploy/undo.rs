@@ -1,8 +1,9 @@
 //! What one call made, so that it can be taken away again.
 //!
 //! Only that: an object that was there before stays, and so does one that another session has joined
-//! since or another call has taken over. A creation that was begun is always followed to its end, even when nobody waits for it any more:
-//! what the API server is about to make must be known before anything is taken away.
+//! since or another call has taken over. A creation that was begun is always followed to its end, even
+//! when nobody waits for it any more: what the API server is about to make must be known before anything
+//! is taken away.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -84,8 +85,9 @@ impl Made {
             .expect("creating does not panic, and nobody aborts it")
     }
 
-    /// Remembers an object that another call made and this one has taken over.
-    pub(super) fn took_over(&self, voice: &Voice, name: &Name, uid: &str) {
+    /// Remembers an object that another call made and this one takes over. Whether it got it can be seen
+    /// on the object.
+    pub(super) fn takes_over(&self, voice: &Voice, name: &Name, uid: &str) {
         self.book().entries.push(Entry {
             name: name.clone(),
             uid: Some(uid.to_owned()),
