@@ -171,14 +171,21 @@ impl ProxyPod {
         app: &str,
         late: Instant,
     ) -> Result<Self, String> {
-        let mut missing = Vec::new();
+        let (mut missing, mut ending) = (Vec::new(), None);
         for backend in BackendName::ALL {
             let name = backend.proxy_name(app);
             match timeout_at(late, cluster.read::<Pod>(namespace, &name)).await {
                 Ok(Ok(None)) => missing.push(name),
+                // The other one may have taken over already.
+                Ok(Ok(Some(pod))) if pod.metadata.deletion_timestamp.is_some() => {
+                    ending = Some((backend, name));
+                }
                 // What keeps it from serving is told by whoever looks closer.
                 _ => return Self::serving(cluster, namespace, (backend, name), late).await,
             }
+        }
+        if let Some(ending) = ending {
+            return Self::serving(cluster, namespace, ending, late).await;
         }
         Err(format!(
             "there is no pod {} in namespace {namespace}",
