@@ -10,6 +10,7 @@ use kube::ResourceExt;
 
 use crate::cli::cluster;
 use crate::config::{Place, Problem};
+use crate::control::intercept::BackendName;
 use crate::control::objects::{annotations, labels};
 use crate::control::stack::names;
 use crate::control::words::{given, label_value, words};
@@ -64,7 +65,7 @@ impl Wish {
             object(&mut problems, "--agent-namespace", message);
         }
         if let Some(backend) = given(arguments.backend.as_deref())
-            && !["mirrord", "telepresence"].contains(&backend)
+            && BackendName::parse(backend).is_none()
         {
             object(
                 &mut problems,
