@@ -149,8 +149,11 @@ impl Service {
     /// Lets the app have its requests back, then ends.
     async fn end(&mut self) {
         self.roster.all(State::Ending, "the proxy ends");
-        if let (Some(client), Some(handler)) = (&mut self.client, &self.handler) {
-            let _ = timeout(QUIET_PATIENCE, quiet(handler)).await;
+        if let (Some(client), Some(handler)) = (&mut self.client, &mut self.handler) {
+            // Requests to one that is gone fail for as long as anybody waits.
+            if !handler.has_ended() {
+                let _ = timeout(QUIET_PATIENCE, quiet(handler)).await;
+            }
             client.leave().await;
         }
         if let Some(handler) = self.handler.take() {
