@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{ACCOUNT, FILE, Fit, INTERCEPT};
 use crate::control::cluster::{Draft, Kind};
-use crate::control::intercept::Intercept;
+use crate::control::intercept::{Backend, Intercept};
 use crate::control::objects::annotations;
 
 /// Compares an object with the wanted one. `account` is the uid of the proxy's service account, where it
@@ -109,7 +109,11 @@ fn of_intercept(there: &str, wanted: &Intercept) -> Fit {
     if there == *wanted {
         return Fit::Same;
     }
-    Fit::Tolerable("its agents have another image, namespace or kind".to_owned())
+    let means = match wanted.backend {
+        Backend::Mirrord => "agents have another image, namespace or kind",
+        Backend::Telepresence(_) => "agents, Services or traffic manager are others",
+    };
+    Fit::Tolerable(format!("its {means}"))
 }
 
 /// Whether everything that is wanted is there; the API server may have added to it.
