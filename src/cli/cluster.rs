@@ -104,8 +104,8 @@ pub struct Deploy {
     #[arg(long, value_name = "JSON", env = "BUILT_IMAGES")]
     pub built_images: Option<String>,
 
-    /// Image of the proxy pod, with session-proxy and the backend's program in it [default: session-proxy:VERSION
-    /// with mirrord, session-proxy-telepresence:VERSION with telepresence]
+    /// Image of the proxy pod, with session-proxy and the backend's program in it [default:
+    /// localhost:5001/tekton-dag-build-BACKEND:VERSION]
     #[arg(long, value_name = "IMAGE", env = "PROXY_IMAGE")]
     pub proxy_image: Option<String>,
 

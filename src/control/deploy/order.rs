@@ -245,7 +245,10 @@ mod tests {
             ]
         );
         assert_eq!(order.patience, Duration::from_secs(300));
-        assert_eq!(order.proxy_image, format!("session-proxy:{VERSION}"));
+        assert_eq!(
+            order.proxy_image,
+            format!("localhost:5001/tekton-dag-build-mirrord:{VERSION}")
+        );
         assert!(order.expires_at.is_none() && order.out.is_none());
     }
 
@@ -401,9 +404,15 @@ mod tests {
     fn each_backend_has_an_image_of_its_own() {
         let account = ["--proxy-service-account", "session-proxy"];
         for (flags, image) in [
-            (&[][..], "session-proxy"),
-            (&["--backend", "mirrord"], "session-proxy"),
-            (&["--backend", "telepresence"], "session-proxy-telepresence"),
+            (&[][..], "localhost:5001/tekton-dag-build-mirrord"),
+            (
+                &["--backend", "mirrord"],
+                "localhost:5001/tekton-dag-build-mirrord",
+            ),
+            (
+                &["--backend", "telepresence"],
+                "localhost:5001/tekton-dag-build-telepresence",
+            ),
         ] {
             let order = parse(&[&account[..], flags].concat()).unwrap();
             assert_eq!(order.proxy_image, format!("{image}:{VERSION}"));

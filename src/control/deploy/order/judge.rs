@@ -103,8 +103,10 @@ impl Judge<'_> {
 
     pub(super) fn proxy_image(&mut self, text: Option<&str>, backend: BackendName) -> String {
         let own = match backend {
-            BackendName::Mirrord => format!("session-proxy:{VERSION}"),
-            BackendName::Telepresence => format!("session-proxy-telepresence:{VERSION}"),
+            BackendName::Mirrord => format!("localhost:5001/tekton-dag-build-mirrord:{VERSION}"),
+            BackendName::Telepresence => {
+                format!("localhost:5001/tekton-dag-build-telepresence:{VERSION}")
+            }
         };
         let image = text.map(|text| self.named("--proxy-image", Some(text), image));
         image.flatten().unwrap_or(own)
