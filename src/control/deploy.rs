@@ -5,6 +5,9 @@
 //! every ready replica of the target go where they should. The same call a second time finds all of it
 //! in place and changes nothing.
 //!
+//! One backend takes an app's requests at a time ([`backend`]), and a PR pod that has to be made anew is stood
+//! in for meanwhile ([`placeholder`]): its requests never reach the baseline.
+//!
 //! A call that cannot keep its promise, or is told to stop, takes away what it made itself and nothing
 //! else.
 

@@ -16,7 +16,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference}
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::{Pairs, Recommended, annotations, fingerprint, labels, pairs, rights};
-use crate::control::intercept::{BackendName, Intercept};
+use crate::control::intercept::{Backend, BackendName, Intercept};
 
 /// The folder of the intercept's file in the pod.
 const CONFIG_DIR: &str = "/etc/session-proxy";
@@ -29,9 +29,6 @@ const ADMIN_PORT: i32 = 9901;
 
 /// Who runs it: nobody, by number, because the cluster must see that it is not root.
 const NOBODY: i64 = 65532;
-
-/// A drain of 30 s, and 6 s more in which mirrord's senders let go.
-const GRACE_SECONDS: i64 = 45;
 
 /// What a proxy pod and its belongings are made from.
 #[derive(Debug, Clone)]
@@ -63,7 +60,7 @@ impl Proxy<'_> {
             enable_service_links: Some(false),
             image_pull_secrets: (!self.pull_secrets.is_empty()).then(|| self.pull_secrets.to_vec()),
             restart_policy: Some("Always".to_owned()),
-            termination_grace_period_seconds: Some(GRACE_SECONDS),
+            termination_grace_period_seconds: Some(grace(&self.intercept.backend)),
             security_context: Some(PodSecurityContext {
                 run_as_non_root: Some(true),
                 run_as_user: Some(NOBODY),
@@ -312,6 +309,17 @@ fn probe(path: &str, period_seconds: i32, failure_threshold: i32) -> Probe {
         timeout_seconds: Some(period_seconds.min(5)),
         failure_threshold: Some(failure_threshold),
         ..Probe::default()
+    }
+}
+
+/// How long the proxy pod may take to end, in seconds.
+fn grace(backend: &Backend) -> i64 {
+    match backend {
+        // A drain of 30 s, and 6 s more in which mirrord's senders let go.
+        Backend::Mirrord => 45,
+        // At the worst 5 s until the app is quiet and 5 s more for each port's goodbye, a drain of 30 s, and
+        // 9 s for the client's end. Cut short, the app would hang until the manager forgets the client.
+        Backend::Telepresence(_) => 75,
     }
 }
 
