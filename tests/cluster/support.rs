@@ -9,7 +9,6 @@
 )]
 
 pub mod account;
-pub mod address;
 pub mod agents;
 pub mod baseline;
 pub mod cluster;

@@ -10,9 +10,9 @@ use k8s_openapi::api::rbac::v1::PolicyRule;
 use kube::api::DeleteParams;
 use serde_json::{Value, json};
 
+use crate::it::support::app::fresh_ip;
 use crate::it::support::app::{App, Habits};
 use crate::it::support::proxy::{Proxy, Setup, binary};
-use crate::support::address;
 use crate::support::baseline::{Baseline, PORT};
 use crate::support::cluster::Cluster;
 use crate::support::found;
@@ -46,7 +46,7 @@ impl Intercepted {
         let mut apps = vec![app("pr-orders-pr-42", pr).await];
         let mut yaml = "listeners:\n".to_owned();
         for replica in baseline.ready(2).await {
-            let (ip, behind) = (kubelet.ip(&replica).await, address::fresh());
+            let (ip, behind) = (kubelet.ip(&replica).await, fresh_ip());
             apps.push(app(&replica, behind).await);
             yaml += &format!(
                 "  - {{ name: {replica}, address: \"{ip}:{PORT}\", baseline: \"{behind}:{PORT}\" }}\n"

@@ -29,8 +29,9 @@ pub use self::executing::machine::{Image, Machine, Steps};
 use self::logs::Logs;
 use self::node::Node;
 use self::status::Containers;
+use super::PATIENCE;
 use super::namespace::Namespace;
-use super::{PATIENCE, address};
+use crate::it::support::app::fresh_ip;
 
 /// How a pod fares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -294,7 +295,7 @@ impl Desk {
             .position(|(prefix, _)| name.starts_with(prefix.as_str()))
         {
             Some(index) => self.addresses.remove(index).1,
-            None => address::fresh(),
+            None => fresh_ip(),
         }
     }
 }

@@ -15,7 +15,7 @@ use super::machine::Machine;
 use super::report::{Report, State};
 use super::root::{Root, written_to};
 use super::volumes::Volumes;
-use crate::support::address;
+use crate::it::support::app::fresh_ip;
 use crate::support::kubelet::Shared;
 
 pub(super) struct Containers {
@@ -37,7 +37,7 @@ impl Containers {
             pod: pod.clone(),
             volumes: Volumes::of(pod, &machine).await,
             machine,
-            report: Mutex::new(Report::of(pod, address::fresh())),
+            report: Mutex::new(Report::of(pod, fresh_ip())),
             running: Mutex::default(),
             is_ending: AtomicBool::new(false),
         }
