@@ -3,6 +3,7 @@
 use k8s_openapi::api::core::v1::Service;
 use serde_json::json;
 
+use crate::support::baseline::PORT;
 use crate::support::cluster::Cluster;
 use crate::support::stage::Stage;
 
@@ -47,7 +48,7 @@ async fn a_service_that_leads_by_number_is_refused_before_anything_is_made() {
     let stage = Stage::with(&cluster, &[("orders", 1)]).await;
     let raw: Service = serde_json::from_value(json!({
         "metadata": { "name": "orders-raw" },
-        "spec": { "selector": { "app": "orders" }, "ports": [{ "port": 8080 }] },
+        "spec": { "selector": { "app": "orders" }, "ports": [{ "port": PORT }] },
     }))
     .unwrap();
     stage.namespace.create(&raw).await;
@@ -59,7 +60,7 @@ async fn a_service_that_leads_by_number_is_refused_before_anything_is_made() {
     ended.failed(
         1,
         &[
-            "Service orders-raw leads its port 8080 to a port by number",
+            &format!("Service orders-raw leads its port {PORT} to a port by number"),
             "that name as its targetPort",
         ],
     );

@@ -9,8 +9,8 @@ use serde_json::json;
 use super::namespace::Namespace;
 use super::{eventually, found};
 
-/// The port of every app that is told no other.
-pub const PORT: u16 = 8080;
+/// The port of every app that is told no other. Not 8080: Tekton's programs listen there, on all addresses.
+pub const PORT: u16 = 8088;
 
 /// An app that was there before any pull request. Goes with its namespace.
 pub struct Baseline {
