@@ -2,21 +2,20 @@
 //! cluster with Tekton in it.
 
 use std::collections::BTreeSet;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Component, Path};
 
 use k8s_openapi::api::authorization::v1::{SelfSubjectRulesReview, SelfSubjectRulesReviewSpec};
 use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
 use kube::Api;
 use kube::api::{ObjectMeta, PostParams};
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::net::UnixStream;
 use tokio::sync::OnceCell;
 
 use crate::it::support::kind_up::KindUp;
 use crate::support::account::Account;
 use crate::support::cluster::Cluster;
 use crate::support::kubectl::{kubectl, program};
+use crate::support::tekton::built;
 
 /// The namespaces of an installation, and another.
 const NAMESPACES: [&str; 5] = [
@@ -263,35 +262,13 @@ async fn installed() -> Cluster {
     static DONE: OnceCell<()> = OnceCell::const_new();
     let cluster = Cluster::shared().await;
     DONE.get_or_init(async || {
-        with_tekton().await;
+        cluster.with_tekton(&built()).await;
         kubectl(&cluster, &["apply", "-k", "config/install"])
             .await
             .well();
     })
     .await;
     cluster
-}
-
-/// Tekton in the cluster, with the webhook that judges tasks and pipelines.
-async fn with_tekton() {
-    let variable =
-        |name| std::env::var(name).unwrap_or_else(|_| panic!("{name}: use tests/cluster/run"));
-    let plane = PathBuf::from(variable("SESSION_PROXY_TEST_CLUSTER"));
-    let folder = variable("SESSION_PROXY_TEST_TEKTON");
-    let mut plane = UnixStream::connect(plane.join("control"))
-        .await
-        .expect("the plane listens");
-    let word = format!("start-tekton {folder}\n");
-    plane
-        .write_all(word.as_bytes())
-        .await
-        .expect("the plane listens");
-    let mut answer = String::new();
-    BufReader::new(plane)
-        .read_line(&mut answer)
-        .await
-        .expect("the plane answers");
-    assert_eq!(answer, "ok\n");
 }
 
 /// What everybody may: what an account without a role has.

@@ -173,6 +173,7 @@ impl<'o> Planned<'o> {
             let proxy = shared.hold().await?;
             // Somebody may have brought up the other one at the same moment.
             backend::check_others(cluster, &self.change).await?;
+            placeholder.leaves().await?;
             let is_live = self.wait_for_proxy(cluster, &proxy).await?
                 && self.prove(cluster, &shared, &proxy).await?
                 && shared.still_holds(&proxy).await?;

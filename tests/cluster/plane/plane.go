@@ -51,6 +51,7 @@ func lay(dir string, address net.IP) (*plane, error) {
 		etcd:        etcdPart(dir, etcdClients, etcdPeers),
 		api:         apiPart(dir, api, etcdClients, address),
 		controllers: controllersPart(dir, controllers, address),
+		address:     fmt.Sprintf("https://127.0.0.1:%d", api),
 		client:      keys.administrator(),
 		// Room for everybody, so that nobody's end waits for somebody to hear of it.
 		deaths: make(chan *part, 16),

@@ -337,7 +337,7 @@ fn outcome(object: &DynamicObject) -> Outcome {
 }
 
 /// The folder where Tekton was built; builds it when nobody has.
-fn built() -> PathBuf {
+pub fn built() -> PathBuf {
     let script = repository().join("tests/cluster/tekton/build");
     let output = Command::new(script)
         .stderr(std::process::Stdio::inherit())

@@ -111,7 +111,11 @@ impl Bed {
     }
 
     pub fn deploy(&self, session: &str) -> Run {
-        let image = json!({ "orders": format!("registry.example/orders:{session}") }).to_string();
+        self.deploy_image(session, session)
+    }
+
+    pub(super) fn deploy_image(&self, session: &str, tag: &str) -> Run {
+        let image = json!({ "orders": format!("registry.example/orders:{tag}") }).to_string();
         let mut arguments = self.arguments("deploy", session);
         for (flag, value) in [
             ("--built-images", image.as_str()),
@@ -151,6 +155,13 @@ impl Bed {
             self.namespace.name(),
         ];
         arguments.map(str::to_owned).to_vec()
+    }
+
+    pub(super) async fn uid(&self, pod: &str) -> String {
+        let pod = self.namespace.api::<Pod>().get(pod).await;
+        pod.expect("it is there")
+            .uid()
+            .expect("a stored pod has a uid")
     }
 
     /// The stack of the app, for whoever deploys it.
