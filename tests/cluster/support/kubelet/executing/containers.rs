@@ -22,7 +22,7 @@ pub(super) struct Containers {
     pod: Pod,
     machine: Arc<Machine>,
     volumes: Volumes,
-    report: Mutex<Report>,
+    report: tokio::sync::Mutex<Report>,
     /// The first processes of those that run.
     running: Mutex<Vec<u32>>,
     is_ending: AtomicBool,
@@ -37,7 +37,7 @@ impl Containers {
             pod: pod.clone(),
             volumes: Volumes::of(pod, &machine).await,
             machine,
-            report: Mutex::new(Report::of(pod, fresh_ip())),
+            report: tokio::sync::Mutex::new(Report::of(pod, fresh_ip())),
             running: Mutex::default(),
             is_ending: AtomicBool::new(false),
         }
@@ -135,12 +135,10 @@ impl Containers {
     }
 
     async fn tell(&self, shared: &Shared, container: &Container, state: State) {
-        let status = {
-            let mut report = self.report.lock().expect("nobody panics with it");
-            report.set(&container.name, state);
-            report.status(&self.pod)
-        };
-        shared.patch(&self.pod, status).await;
+        // Held until the API server has it: overtaken by a newer one, a report would take back what ended.
+        let mut report = self.report.lock().await;
+        report.set(&container.name, state);
+        shared.patch(&self.pod, report.status(&self.pod)).await;
     }
 }
 
