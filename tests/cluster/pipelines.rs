@@ -254,9 +254,10 @@ async fn pipelines_what_an_older_run_left_in_the_workspace_is_not_believed() {
 async fn pipelines_two_pull_requests_of_one_app_at_once() {
     let floor = Floor::new().await;
     let first = floor.run(CONTINUE, "41", CONTINUED).await;
+    first.last_step_does("run-tests", HANGS);
     let second = floor.run(CONTINUE, "42", CONTINUED).await;
+    second.last_step_does("run-tests", HANGS);
     for run in [&first, &second] {
-        run.last_step_does("run-tests", HANGS);
         run.reaches("run-tests").await;
     }
     for session in ["pr-41", "pr-42"] {
