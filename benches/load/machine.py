@@ -1,0 +1,42 @@
+"""Where it was measured, and of what."""
+
+import os
+import platform
+import re
+import subprocess
+import time
+
+
+def read(path):
+    with open(path, encoding="utf-8") as file:
+        return file.read()
+
+
+def described(cores):
+    """Machine and build as name and value."""
+    model = re.search(r"model name\s*: (.+)", read("/proc/cpuinfo"))
+    memory = int(re.search(r"MemTotal:\s+(\d+)", read("/proc/meminfo"))[1])
+    return {
+        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "processor": model[1] if model else platform.machine(),
+        "cores": f"{len(os.sched_getaffinity(0))}; {cores.told()}",
+        "memory": f"{memory / (1 << 20):.0f} GiB",
+        "kernel": f"{platform.system()} {platform.release()}",
+        "commit": commit(),
+        "rustc": output("rustc", "--version"),
+    }
+
+
+def commit():
+    """The commit, and whether files differ from it."""
+    name = output("git", "rev-parse", "--short=12", "HEAD")
+    changed = output("git", "status", "--porcelain", "--untracked-files=no")
+    return f"{name}, with changes" if changed else name
+
+
+def output(*command):
+    """What a command prints; "unknown" where there is no such command or it fails."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -1,0 +1,144 @@
+//! When a request is sent: as soon as the one before is answered, or when it is due.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe::Receiver;
+use tokio::sync::Semaphore;
+
+use super::World;
+
+pub enum Pace {
+    Closed,
+    Open(Due),
+}
+
+/// Requests that are due and not sent yet, by the time each was meant to be sent.
+pub struct Due {
+    every: Duration,
+    times: RefCell<VecDeque<Instant>>,
+    // One permit for each of them; who waits longest is served first.
+    permits: Semaphore,
+    so_far: Cell<u64>,
+    stopped: Cell<bool>,
+}
+
+impl Pace {
+    pub fn closed() -> Self {
+        Self::Closed
+    }
+
+    pub fn open(rate: u64) -> Self {
+        Self::Open(Due {
+            every: Duration::from_secs(1) / u32::try_from(rate).unwrap_or(u32::MAX).max(1),
+            times: RefCell::default(),
+            permits: Semaphore::new(0),
+            so_far: Cell::new(0),
+            stopped: Cell::new(false),
+        })
+    }
+
+    /// From now on nothing more is due.
+    pub fn stop(&self) {
+        if let Self::Open(due) = self {
+            due.stopped.set(true);
+        }
+    }
+
+    /// How many requests were due so far.
+    pub fn due(&self) -> u64 {
+        match self {
+            Self::Closed => 0,
+            Self::Open(due) => due.so_far.get(),
+        }
+    }
+
+    /// Waits for a request's turn. Its latency counts from the time returned, when it was *meant*
+    /// to be sent: a proxy that stalls pays for all the requests it kept from being sent.
+    pub async fn turn(&self) -> Instant {
+        match self {
+            Self::Closed => Instant::now(),
+            Self::Open(due) => {
+                due.permits
+                    .acquire()
+                    .await
+                    .expect("it is never closed")
+                    .forget();
+                let next = due.times.borrow_mut().pop_front();
+                next.expect("there is one for each permit")
+            }
+        }
+    }
+
+    /// Those that were due before this time and were never sent.
+    pub fn unsent_before(&self, end: Instant) -> Vec<Instant> {
+        match self {
+            Self::Closed => Vec::new(),
+            Self::Open(due) => {
+                let times = due.times.borrow();
+                times.iter().copied().filter(|time| *time < end).collect()
+            }
+        }
+    }
+}
+
+/// Says what is due, as precisely as the kernel's timers are; tokio's round up to a millisecond.
+pub(super) async fn keep(world: Rc<World>) {
+    let Pace::Open(due) = &world.pace else { return };
+    let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_NONBLOCK)
+        .expect("every Linux has timers");
+    timer
+        .set(
+            Expiration::Interval(TimeSpec::from_duration(due.every)),
+            TimerSetTimeFlags::empty(),
+        )
+        .expect("the interval is positive");
+    // A timer is read as a pipe is.
+    let mut timer = Receiver::from_owned_fd_unchecked(timer.into())
+        .expect("the runtime has room for a descriptor");
+    let mut next = Instant::now() + due.every;
+    while !due.stopped.get() {
+        // Eight bytes say how often it fired; what is due, the clock says. Room for more tells tokio
+        // that there is nothing else to read.
+        let fired = timer.read(&mut [0; 16]).await;
+        fired.expect("a timer can always be read");
+        let now = Instant::now();
+        let mut more = 0;
+        while next <= now {
+            due.times.borrow_mut().push_back(next);
+            next += due.every;
+            more += 1;
+        }
+        due.so_far.set(due.so_far.get() + more as u64);
+        due.permits.add_permits(more);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_not_sent_is_known_by_its_intended_time() {
+        let pace = Pace::open(20_000);
+        let Pace::Open(due) = &pace else {
+            unreachable!("it was made open")
+        };
+        assert_eq!(due.every, Duration::from_micros(50));
+        let start = Instant::now();
+        for turn in 0..3 {
+            due.times.borrow_mut().push_back(start + turn * due.every);
+        }
+        due.permits.add_permits(3);
+        assert_eq!(pace.turn().await, start);
+        assert_eq!(
+            pace.unsent_before(start + 2 * due.every),
+            [start + due.every]
+        );
+    }
+}
