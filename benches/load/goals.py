@@ -85,4 +85,6 @@ def scaling(runs, ours):
     """Requests per CPU second with two workers, over those with one."""
     one, two = runs.get(ours), runs.get(f"{ours}, 2 workers")
     measured = ratios.ratio(one, two, ratios.cpu_per_request) if one and two else None
-    return Verdict("requests per CPU second", "two workers over one", 0.9, "", measured, at_least=True)
+    return Verdict(
+        "requests per CPU second", "two workers over one", 0.9, "", measured, at_least=True
+    )

@@ -75,6 +75,8 @@ def measure(cores, case, port, pid, pace):
     run = json.loads(text)
     if run["errors"]:
         raise Wrong(f"{run['errors']} errors, the first: {run['first_error']}")
+    if run["unanswered"]:
+        raise Wrong(f"{run['unanswered']} requests were not answered within two seconds")
     if not run["requests"] or not run["cpu"]["proxy"]["seconds"]:
         raise Wrong("no request was answered in the measured time")
     return run

@@ -48,7 +48,7 @@ def program(name):
 
 def said(*command):
     """What a program says of itself, on either stream."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     return done.stdout + done.stderr
 
 
@@ -223,7 +223,9 @@ class Haproxy(Proxy):
         front = " proto h2" if work.front == "h2" else ""
         back = " proto h2" if work.upstream == "h2" else ""
         head = HAPROXY.format(workers=work.workers, clients=MOST_CLIENTS)
-        path = bed.write(f"haproxy-{port}.cfg", f"""{head}
+        path = bed.write(
+            f"haproxy-{port}.cfg",
+            f"""{head}
         mode http
         http-reuse always
     frontend http
@@ -234,7 +236,8 @@ class Haproxy(Proxy):
         server pr {at(work.pr)}{back}
     backend baseline
         server baseline {at(work.baseline)}{back}
-""")
+""",
+        )
         return self.path(), "-db", "-f", path
 
 
@@ -249,14 +252,17 @@ class HaproxyTcp(Haproxy):
 
     def command(self, bed, work, port):
         head = HAPROXY.format(workers=work.workers, clients=MOST_CLIENTS)
-        path = bed.write(f"haproxy-tcp-{port}.cfg", f"""{head}
+        path = bed.write(
+            f"haproxy-tcp-{port}.cfg",
+            f"""{head}
         mode tcp
     frontend tcp
         bind {at(port)} backlog 4096
         default_backend pr
     backend pr
         server pr {at(work.pr)}
-""")
+""",
+        )
         return self.path(), "-db", "-f", path
 
 

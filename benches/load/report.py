@@ -49,7 +49,9 @@ it is well below 100 %, requests per second say what origin and client could do,
 def goals_table(samples, ours, titles):
     head = ["measure", "against", "goal", "measured", ""]
     rows = [list(verdict.told()) for verdict in goals.verdicts(samples, ours, titles)]
-    note = "User-space instructions per request are counted by `benches/load/instructions`, not here."
+    note = (
+        "User-space instructions per request are counted by `benches/load/instructions`, not here."
+    )
     return f"{tables.markdown(head, rows, numbers=False)}\n\n{note}"
 
 

@@ -24,8 +24,12 @@ SMOKE = Pace(rounds=1, seconds=0.05, warm_up=0, at_least=100, rest=0.1)
 def arguments():
     parser = argparse.ArgumentParser(prog="benches/load/run", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each case (5)")
-    parser.add_argument("--seconds", type=float, default=1.5, help="measured seconds of a run (1.5)")
-    parser.add_argument("--warm-up", type=float, default=0.4, help="seconds before, not measured (0.4)")
+    parser.add_argument(
+        "--seconds", type=float, default=1.5, help="measured seconds of a run (1.5)"
+    )
+    parser.add_argument(
+        "--warm-up", type=float, default=0.4, help="seconds before, not measured (0.4)"
+    )
     parser.add_argument("--case", action="append", default=[], metavar="NAME",
                         help="only this case; may be repeated")  # fmt: skip
     parser.add_argument("--peer", action="append", default=[], metavar="NAME",

@@ -75,6 +75,14 @@ impl Pace {
         }
     }
 
+    /// How many of them were not sent yet.
+    pub fn waiting(&self) -> u64 {
+        match self {
+            Self::Closed => 0,
+            Self::Open(due) => due.times.borrow().len() as u64,
+        }
+    }
+
     /// Those that were due before this time and were never sent.
     pub fn unsent_before(&self, end: Instant) -> Vec<Instant> {
         match self {

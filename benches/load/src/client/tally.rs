@@ -18,6 +18,7 @@ pub struct Tally {
     errors: Cell<u64>,
     first_error: RefCell<Option<String>>,
     unsent: Cell<u64>,
+    unanswered: Cell<u64>,
     // Nanoseconds.
     latencies: RefCell<Histogram<u64>>,
     answered: Cell<u64>,
@@ -41,6 +42,7 @@ impl Default for Tally {
             errors: Cell::new(0),
             first_error: RefCell::default(),
             unsent: Cell::new(0),
+            unanswered: Cell::new(0),
             latencies: RefCell::new(
                 // Up to a minute, to a tenth of a percent.
                 Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("the bounds are in order"),
@@ -116,14 +118,20 @@ impl Tally {
             return;
         };
         let deadline = Instant::now() + most;
-        while self.answered.get() + self.errors.get() < pace.due() && Instant::now() < deadline {
+        while self.ended() < pace.due() && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         self.phase.set(Phase::Over);
+        let sent = pace.due() - pace.waiting();
+        self.unanswered.set(sent.saturating_sub(self.ended()));
         for time in pace.unsent_before(ended) {
             self.unsent.set(self.unsent.get() + 1);
             self.latency(time.elapsed());
         }
+    }
+
+    fn ended(&self) -> u64 {
+        self.answered.get() + self.errors.get()
     }
 
     /// The fate of the first request.
@@ -150,6 +158,7 @@ impl Tally {
             "errors": self.errors.get(),
             "first_error": *self.first_error.borrow(),
             "unsent": self.unsent.get(),
+            "unanswered": self.unanswered.get(),
             "seconds": seconds.as_secs_f64(),
             "bytes": self.requests.get() * bytes_per_request,
             "latency_us": {
