@@ -5,6 +5,7 @@ connections that are kept."""
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -57,7 +58,6 @@ class Proxy:
 
     name = title = ""
     matches = True
-    layer = 7
 
     def path(self):
         return program(self.name)
@@ -113,7 +113,6 @@ class Ours(Proxy):
 class Socat(Proxy):
     name = title = "socat"
     matches = False
-    layer = 4
 
     def version(self):
         return re.search(r"socat version \S+", said(self.path(), "-V"))[0]
@@ -245,10 +244,14 @@ class HaproxyTcp(Haproxy):
     name = "haproxy-tcp"
     title = "HAProxy, TCP mode"
     matches = False
-    layer = 4
 
     def cannot(self, case):
-        return "passes bytes on, cannot translate HTTP/2" if case.front != case.upstream else None
+        if case.front != case.upstream:
+            return "passes bytes on, cannot translate HTTP/2"
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        if case.held and files < 2 * MOST_CLIENTS:
+            return f"needs two files for each connection, and may have {files:,} in all"
+        return None
 
     def command(self, bed, work, port):
         head = HAPROXY.format(workers=work.workers, clients=MOST_CLIENTS)

@@ -34,6 +34,11 @@ def busy(run):
     return run["cpu"]["proxy"]["seconds"] / run["seconds"]
 
 
+def kept(run):
+    """The share of requests that were sent at all, of those that were due."""
+    return run["requests"] / (run["requests"] + run["unsent"])
+
+
 def latency(which):
     """Microseconds, at one of p50, p99, p99_9 and max."""
     return lambda run: run["latency_us"][which]

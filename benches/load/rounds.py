@@ -121,6 +121,7 @@ class Runs:
 
     def held(self, case, proxy):
         """Memory is of a process that did nothing else, so each has an own one per number."""
+        held = {}
         for connections in case.held:
             with Bed(None) as bed:
                 pr, baseline = (loads.origin(bed, self.cores, name) for name in ("pr", "baseline"))
@@ -132,5 +133,5 @@ class Runs:
                 except (loads.Wrong, RuntimeError, subprocess.TimeoutExpired) as error:
                     self.failed(case, proxy.name, error)
                     return
-            held = self.samples.setdefault(case.name, {}).setdefault(proxy.name, {})
             held[str(connections)] = kib
+        self.samples.setdefault(case.name, {})[proxy.name] = held

@@ -27,7 +27,7 @@ def of_runs(case, runs, ours, titles):
     head = ["proxy", *[name for name, _, _ in columns]]
     with_added = case.rate and "direct" in runs
     if with_added:
-        head.append("added p99 µs")
+        head += ["added p99 µs", "rate kept"]
     head.append("CPU, ours over it")
     rows = []
     for name, samples in runs.items():
@@ -39,6 +39,7 @@ def of_runs(case, runs, ours, titles):
             row.append("–" if blank else form.format(ratios.middle(samples, value)))
         if with_added:
             row.append(f"{ratios.added(samples, runs['direct'], ratios.latency('p99')):.0f}")
+            row.append(f"{ratios.middle(samples, ratios.kept):.0%}")
         compared = name not in ("direct", ours) and ours in runs
         row.append(f"{ratios.ratio(runs[ours], samples, own):.2f}" if compared else "–")
         rows.append(row)

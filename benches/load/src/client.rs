@@ -155,7 +155,6 @@ pub async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     let ended = Instant::now();
     world.tally.close(ended);
     let after = accounts(&options.watch)?;
-    world.pace.stop();
     world.tally.wait_for_late(&world.pace, LATE).await;
 
     let mut report = world

@@ -117,11 +117,9 @@ fn an_open_loop_counts_what_was_due_even_if_nobody_answers() {
     let lost = count("unsent") + count("unanswered");
     assert!((lost - due).abs() < 10.0, "{report}");
     assert_eq!(report["unanswered"], 4);
-    // They have waited since they were due.
-    assert!(
-        report["latency_us"]["p50"].as_f64() > Some(1_000_000.0),
-        "{report}"
-    );
+    // They have waited since they were due, half of them for more than half of the time.
+    let p50 = report["latency_us"]["p50"].as_f64();
+    assert!(p50 > Some(200_000.0), "{report}");
 }
 
 #[test]

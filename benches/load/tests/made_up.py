@@ -1,12 +1,13 @@
 """Results that nobody measured, with numbers that are easy to check by hand."""
 
 
-def run(cpu, requests=1000, p99=100.0, answer=100, seconds=1.0):
+def run(cpu, requests=1000, p99=100.0, answer=100, seconds=1.0, unsent=0):
     """A run in which each request took so many microseconds of CPU time."""
     spent = cpu * requests / 1e6
     return {
         "requests": requests,
         "errors": 0,
+        "unsent": unsent,
         "seconds": seconds,
         "bytes": requests * answer,
         "latency_us": {"p50": p99 / 2, "p99": p99, "p99_9": p99 * 2, "max": p99 * 3},

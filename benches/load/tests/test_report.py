@@ -83,6 +83,18 @@ class Charts(unittest.TestCase):
             self.assertNotIn(outside, text)
         self.assertIn("prefers-color-scheme: dark", text)
 
+    def test_who_cannot_keep_the_rate_is_named_and_not_drawn(self):
+        runs = {
+            "direct": [run(1)],
+            "nginx": [run(1, p99=150)],
+            "socat": [run(1, unsent=900, p99=1e6)],
+        }
+        root = xml.fromstring(report.latency_chart(runs, "session-proxy", {}))
+        texts = [text.text for text in root.iter(f"{SVG}text")]
+        self.assertIn("50 µs", texts)
+        self.assertNotIn("socat", texts)
+        self.assertTrue(any("Too slow for it: socat" in text for text in texts))
+
 
 class Page(unittest.TestCase):
     def test_the_page_has_every_case_and_says_what_is_missing(self):

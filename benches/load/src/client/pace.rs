@@ -43,10 +43,15 @@ impl Pace {
         })
     }
 
-    /// From now on nothing more is due.
-    pub fn stop(&self) {
-        if let Self::Open(due) = self {
-            due.stopped.set(true);
+    /// From now on nothing more is due, and what was due but not sent will not be sent: its times.
+    pub fn stop(&self) -> Vec<Instant> {
+        match self {
+            Self::Closed => Vec::new(),
+            Self::Open(due) => {
+                due.stopped.set(true);
+                due.permits.close();
+                due.times.take().into()
+            }
         }
     }
 
@@ -64,32 +69,13 @@ impl Pace {
         match self {
             Self::Closed => Instant::now(),
             Self::Open(due) => {
-                due.permits
-                    .acquire()
-                    .await
-                    .expect("it is never closed")
-                    .forget();
+                let Ok(permit) = due.permits.acquire().await else {
+                    // It was stopped: there is no next turn.
+                    return std::future::pending().await;
+                };
+                permit.forget();
                 let next = due.times.borrow_mut().pop_front();
                 next.expect("there is one for each permit")
-            }
-        }
-    }
-
-    /// How many of them were not sent yet.
-    pub fn waiting(&self) -> u64 {
-        match self {
-            Self::Closed => 0,
-            Self::Open(due) => due.times.borrow().len() as u64,
-        }
-    }
-
-    /// Those that were due before this time and were never sent.
-    pub fn unsent_before(&self, end: Instant) -> Vec<Instant> {
-        match self {
-            Self::Closed => Vec::new(),
-            Self::Open(due) => {
-                let times = due.times.borrow();
-                times.iter().copied().filter(|time| *time < end).collect()
             }
         }
     }
@@ -110,11 +96,14 @@ pub(super) async fn keep(world: Rc<World>) {
     let mut timer = Receiver::from_owned_fd_unchecked(timer.into())
         .expect("the runtime has room for a descriptor");
     let mut next = Instant::now() + due.every;
-    while !due.stopped.get() {
+    loop {
         // Eight bytes say how often it fired; what is due, the clock says. Room for more tells tokio
         // that there is nothing else to read.
         let fired = timer.read(&mut [0; 16]).await;
         fired.expect("a timer can always be read");
+        if due.stopped.get() {
+            return;
+        }
         let now = Instant::now();
         let mut more = 0;
         while next <= now {
@@ -144,9 +133,6 @@ mod tests {
         }
         due.permits.add_permits(3);
         assert_eq!(pace.turn().await, start);
-        assert_eq!(
-            pace.unsent_before(start + 2 * due.every),
-            [start + due.every]
-        );
+        assert_eq!(pace.stop(), [start + due.every, start + 2 * due.every]);
     }
 }

@@ -111,23 +111,20 @@ impl Tally {
         self.latencies.borrow_mut().saturating_record(nanos.max(1));
     }
 
-    /// After an open loop: gives what is under way some time, then counts what was never sent, with
-    /// the time it has waited so far.
+    /// After an open loop: counts what was due and not sent, with the time it has waited, and waits
+    /// for what is under way.
     pub async fn wait_for_late(&self, pace: &Pace, most: Duration) {
-        let Phase::Open(_, Some(ended)) = self.phase.get() else {
-            return;
-        };
-        let deadline = Instant::now() + most;
-        while self.ended() < pace.due() && Instant::now() < deadline {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        self.phase.set(Phase::Over);
-        let sent = pace.due() - pace.waiting();
-        self.unanswered.set(sent.saturating_sub(self.ended()));
-        for time in pace.unsent_before(ended) {
-            self.unsent.set(self.unsent.get() + 1);
+        let unsent = pace.stop();
+        for time in &unsent {
             self.latency(time.elapsed());
         }
+        self.unsent.set(unsent.len() as u64);
+        let sent = pace.due() - self.unsent.get();
+        let deadline = Instant::now() + most;
+        while self.ended() < sent && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        self.unanswered.set(sent.saturating_sub(self.ended()));
     }
 
     fn ended(&self) -> u64 {
