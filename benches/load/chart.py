@@ -9,7 +9,7 @@ LABELS = 190
 VALUES = 120
 BAR = 22
 GAP = 12
-TOP = 74
+TOP = 84
 
 STYLE = """
   text { font: 14px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; fill: #1f2328; }
@@ -83,7 +83,7 @@ def legend_of(names):
     """What the parts are, above the bars."""
     lines, x = [], LABELS
     for part, name in zip("ab", names, strict=False):
-        lines.append(f'<rect class="{part}" x="{x}" y="54" width="10" height="10"/>')
-        lines.append(f'<text class="note" x="{x + 16}" y="64">{escape(name)}</text>')
+        lines.append(f'<rect class="{part}" x="{x}" y="58" width="10" height="10"/>')
+        lines.append(f'<text class="note" x="{x + 16}" y="68">{escape(name)}</text>')
         x += 90
     return lines

@@ -77,6 +77,6 @@ def measure(cores, case, port, pid, pace):
         raise Wrong(f"{run['errors']} errors, the first: {run['first_error']}")
     if run["unanswered"]:
         raise Wrong(f"{run['unanswered']} requests were not answered within two seconds")
-    if not run["requests"] or not run["cpu"]["proxy"]["seconds"]:
+    if not run["answered"] or not run["cpu"]["proxy"]["seconds"]:
         raise Wrong("no request was answered in the measured time")
     return run

@@ -5,15 +5,15 @@ from statistics import median
 
 def cpu_per_request(run):
     """Microseconds of the proxy's CPU time."""
-    return run["cpu"]["proxy"]["seconds"] / run["requests"] * 1e6
+    return run["cpu"]["proxy"]["seconds"] / run["answered"] * 1e6
 
 
 def user_per_request(run):
-    return run["cpu"]["proxy"]["user"] / run["requests"] * 1e6
+    return run["cpu"]["proxy"]["user"] / run["answered"] * 1e6
 
 
 def system_per_request(run):
-    return run["cpu"]["proxy"]["system"] / run["requests"] * 1e6
+    return run["cpu"]["proxy"]["system"] / run["answered"] * 1e6
 
 
 def cpu_per_gigabyte(run):
@@ -26,7 +26,7 @@ def gigabytes_per_second(run):
 
 
 def requests_per_second(run):
-    return run["requests"] / run["seconds"]
+    return run["answered"] / run["seconds"]
 
 
 def busy(run):

@@ -47,14 +47,15 @@ Medians over the rounds. "CPU, ours over it" is the CPU time of session-proxy ov
 within each round, then the median: below 1 session-proxy is cheaper. "Core used" is the proxy's share of one core; where
 it is well below 100 %, requests per second say what origin and client could do, not the proxy."""
 
+GOALS = ("measure", "against", "goal", "measured", "")
+
 
 def goals_table(samples, ours, titles):
-    head = ["measure", "against", "goal", "measured", ""]
-    rows = [list(verdict.told()) for verdict in goals.verdicts(samples, ours, titles)]
+    rows = [verdict.told() for verdict in goals.verdicts(samples, ours, titles)]
     note = (
         "User-space instructions per request are counted by `benches/load/instructions`, not here."
     )
-    return f"{tables.markdown(head, rows, numbers=False)}\n\n{note}"
+    return f"{tables.markdown(GOALS, rows, numbers=False)}\n\n{note}"
 
 
 def charts(results):
@@ -72,7 +73,7 @@ def charts(results):
         ]  # fmt: skip
         files["cpu.svg"] = chart.bars(
             "CPU time per request",
-            "One worker, 64 connections, small GET; less is better",
+            "One worker, 64 connections, small GET. socat and TCP mode copy bytes, the others route",
             rows, "{:.1f} µs", ("user", "system"),
         )  # fmt: skip
     if chart_of_latency := latency_chart(samples.get("open", {}), ours, titles):
@@ -93,7 +94,7 @@ def latency_chart(runs, ours, titles):
         else:
             added = ratios.added(run, direct, ratios.latency("p99"))
             rows.append(chart.Bar(title, (added,), name == ours))
-    note = "p99 from the time a request was due, less that without a proxy; less is better"
+    note = "p99 from the time a request was due, less that without a proxy"
     if slow:
         note += f". Too slow for it: {', '.join(slow)}"
     title = "Latency added at 20,000 requests per second"

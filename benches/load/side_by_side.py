@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 
 import cases
+import goals
 import machine
 import proxies
 import report
@@ -160,7 +161,9 @@ def main():
     measured = results(runs, there, titles, command)
     with open(RESULTS, "w", encoding="utf-8") as file:
         json.dump(measured, file, indent=1)
-    print("\n" + report.goals_table(measured["samples"], measured["ours"], titles), flush=True)
+    verdicts = goals.verdicts(runs.samples, there[0].name, titles)
+    if told := [verdict.told() for verdict in verdicts if verdict.measured is not None]:
+        print("\n" + tables.plain(report.GOALS, told), flush=True)
     # A part of the cases would overwrite the tables of all.
     if asked.case or asked.peer:
         print(f"\na part only: see {RESULTS}; {report.FOLDER} is as it was")

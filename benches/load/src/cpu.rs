@@ -3,12 +3,17 @@
 use std::fs;
 use std::io;
 use std::ops::Sub;
+use std::time::Duration;
+
+use nix::time::clock_getcpuclockid;
+use nix::unistd::Pid;
 
 /// The unit of /proc/PID/stat: a hundredth of a second on every Linux.
 const TICK_NANOS: u64 = 10_000_000;
 
 /// What a family of processes used so far. The total is exact to the nanosecond for those that
-/// live; the kernel tells user and system apart in ticks only, so these are a split of the total.
+/// live, to a tick for each that ended. Of user and system the kernel tells ticks only, so these are
+/// a split of the total.
 #[derive(Clone, Copy, Default)]
 pub struct Cpu {
     nanos: u64,
@@ -31,16 +36,14 @@ impl Cpu {
 
     fn of(pid: u32) -> io::Result<Self> {
         let stat = Stat::of(pid)?;
-        let mut cpu = Self {
-            nanos: (stat.children_user + stat.children_system) * TICK_NANOS,
+        // The process's own clock runs for all its threads, and for those that ended.
+        let clock = clock_getcpuclockid(Pid::from_raw(pid as i32))?.now()?;
+        let ended_ticks = stat.children_user + stat.children_system;
+        Ok(Self {
+            nanos: Duration::from(clock).as_nanos() as u64 + ended_ticks * TICK_NANOS,
             user_ticks: stat.user + stat.children_user,
             system_ticks: stat.system + stat.children_system,
-        };
-        for task in fs::read_dir(format!("/proc/{pid}/task"))? {
-            let account = fs::read_to_string(task?.path().join("schedstat"))?;
-            cpu.nanos += number(account.split(' ').next())?;
-        }
-        Ok(cpu)
+        })
     }
 
     fn add(&mut self, other: Self) {
@@ -140,7 +143,7 @@ fn number(text: Option<&str>) -> io::Result<u64> {
 mod tests {
     use std::hint::black_box;
     use std::process::Command;
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     use super::*;
 
@@ -173,6 +176,17 @@ mod tests {
         child.wait().expect("it ends");
         let used = Cpu::of_family(me).expect("it lives") - before;
         assert!(used.seconds() > 0.05, "{} s", used.seconds());
-        assert!(used.user_seconds() > 0.0 && used.user_seconds() <= used.seconds());
+    }
+
+    #[test]
+    fn user_and_system_are_a_split_of_the_total() {
+        let cpu = |nanos, user_ticks, system_ticks| Cpu {
+            nanos,
+            user_ticks,
+            system_ticks,
+        };
+        let used = cpu(3_100_000_000, 130, 270) - cpu(100_000_000, 55, 45);
+        assert_eq!((used.seconds(), used.user_seconds()), (3.0, 0.75));
+        assert_eq!(cpu(5_000_000, 0, 0).user_seconds(), 0.0);
     }
 }

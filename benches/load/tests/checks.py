@@ -1,5 +1,6 @@
 """Runs all tests of the measurement's parts, each counted under its name."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -29,14 +30,14 @@ def tests_of(suite):
 
 def main():
     tally = Tally()
-    crate = (
-        "--locked",
-        "--manifest-path",
-        "benches/load/Cargo.toml",
-        "--target-dir",
-        "target/load/cargo",
-    )
-    tally.check("the crate's own tests", lambda: succeeds("cargo", "test", "--quiet", *crate))
+    here = "benches/load/Cargo.toml"
+    for manifest in (here, "benches/load/pingora/Cargo.toml"):
+        formatted = ("cargo", "fmt", "--check", "--manifest-path", manifest)
+        tally.check(f"{manifest} is formatted", functools.partial(succeeds, *formatted))
+    crate = ("--quiet", "--locked", "--manifest-path", here, "--target-dir", "target/load/cargo")
+    lints = ("cargo", "clippy", *crate, "--all-targets", "--", "-D", "warnings")
+    tally.check("the crate has no lints", lambda: succeeds(*lints))
+    tally.check("the crate's own tests", lambda: succeeds("cargo", "test", *crate))
     loader = unittest.TestLoader()
     for module in (test_figures, test_report, test_world):
         for test in tests_of(loader.loadTestsFromModule(module)):

@@ -123,12 +123,17 @@ fn an_open_loop_counts_what_was_due_even_if_nobody_answers() {
 }
 
 #[test]
-fn an_open_loop_keeps_its_rate() {
+fn an_open_loop_accounts_for_all_that_was_due() {
     let origin = Origin::named("pr");
     let report = origin.measured("--origin pr --rate 2000 --seconds 1");
     let count = |name: &str| report[name].as_f64().expect("it is a number");
     let due = count("seconds") * 2000.0;
-    assert!((count("requests") - due).abs() < 10.0, "{report}");
+    let all = count("requests") + count("unsent");
+    assert!((all - due).abs() < 10.0, "{report}");
+    assert!(
+        count("requests") > 0.0 && count("unanswered") == 0.0,
+        "{report}"
+    );
 }
 
 #[test]

@@ -21,6 +21,7 @@ pub enum Pace {
 /// Requests that are due and not sent yet, by the time each was meant to be sent.
 pub struct Due {
     every: Duration,
+    next: Cell<Instant>,
     times: RefCell<VecDeque<Instant>>,
     // One permit for each of them; who waits longest is served first.
     permits: Semaphore,
@@ -34,8 +35,10 @@ impl Pace {
     }
 
     pub fn open(rate: u64) -> Self {
+        let every = Duration::from_secs(1) / u32::try_from(rate).unwrap_or(u32::MAX).max(1);
         Self::Open(Due {
-            every: Duration::from_secs(1) / u32::try_from(rate).unwrap_or(u32::MAX).max(1),
+            every,
+            next: Cell::new(Instant::now() + every),
             times: RefCell::default(),
             permits: Semaphore::new(0),
             so_far: Cell::new(0),
@@ -43,14 +46,21 @@ impl Pace {
         })
     }
 
-    /// From now on nothing more is due, and what was due but not sent will not be sent: its times.
-    pub fn stop(&self) -> Vec<Instant> {
+    /// Nothing is due from `end` on, and what was due before and is not sent yet will not be sent: its
+    /// times.
+    pub fn stop(&self, end: Instant) -> Vec<Instant> {
         match self {
             Self::Closed => Vec::new(),
             Self::Open(due) => {
+                due.catch_up();
                 due.stopped.set(true);
                 due.permits.close();
-                due.times.take().into()
+                let mut unsent = due.times.take();
+                let known = unsent.len();
+                unsent.retain(|time| *time < end);
+                due.so_far
+                    .set(due.so_far.get() - (known - unsent.len()) as u64);
+                unsent.into()
             }
         }
     }
@@ -95,7 +105,6 @@ pub(super) async fn keep(world: Rc<World>) {
     // A timer is read as a pipe is.
     let mut timer = Receiver::from_owned_fd_unchecked(timer.into())
         .expect("the runtime has room for a descriptor");
-    let mut next = Instant::now() + due.every;
     loop {
         // Eight bytes say how often it fired; what is due, the clock says. Room for more tells tokio
         // that there is nothing else to read.
@@ -104,15 +113,22 @@ pub(super) async fn keep(world: Rc<World>) {
         if due.stopped.get() {
             return;
         }
+        due.catch_up();
+    }
+}
+
+impl Due {
+    /// Notes everything that became due until now.
+    fn catch_up(&self) {
         let now = Instant::now();
         let mut more = 0;
-        while next <= now {
-            due.times.borrow_mut().push_back(next);
-            next += due.every;
+        while self.next.get() <= now {
+            self.times.borrow_mut().push_back(self.next.get());
+            self.next.set(self.next.get() + self.every);
             more += 1;
         }
-        due.so_far.set(due.so_far.get() + more as u64);
-        due.permits.add_permits(more);
+        self.so_far.set(self.so_far.get() + more as u64);
+        self.permits.add_permits(more);
     }
 }
 
@@ -127,12 +143,14 @@ mod tests {
             unreachable!("it was made open")
         };
         assert_eq!(due.every, Duration::from_micros(50));
-        let start = Instant::now();
-        for turn in 0..3 {
-            due.times.borrow_mut().push_back(start + turn * due.every);
+        let first = due.next.get();
+        while Instant::now() < first + 3 * due.every {
+            std::hint::spin_loop();
         }
-        due.permits.add_permits(3);
-        assert_eq!(pace.turn().await, start);
-        assert_eq!(pace.stop(), [start + due.every, start + 2 * due.every]);
+        due.catch_up();
+        assert_eq!(pace.turn().await, first);
+        let unsent = pace.stop(first + 2 * due.every);
+        assert_eq!(unsent, [first + due.every]);
+        assert_eq!(pace.due(), 2);
     }
 }

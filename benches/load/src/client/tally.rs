@@ -15,6 +15,7 @@ const AFTER_ERROR: Duration = Duration::from_millis(10);
 pub struct Tally {
     phase: Cell<Phase>,
     requests: Cell<u64>,
+    in_time: Cell<u64>,
     errors: Cell<u64>,
     first_error: RefCell<Option<String>>,
     unsent: Cell<u64>,
@@ -39,6 +40,7 @@ impl Default for Tally {
         Self {
             phase: Cell::new(Phase::WarmUp),
             requests: Cell::new(0),
+            in_time: Cell::new(0),
             errors: Cell::new(0),
             first_error: RefCell::default(),
             unsent: Cell::new(0),
@@ -100,10 +102,18 @@ impl Tally {
             Phase::Open(from, to) => from <= began && to.is_none_or(|to| began < to),
             Phase::WarmUp | Phase::Over => false,
         };
+        if self.is_measured() {
+            self.in_time.set(self.in_time.get() + 1);
+        }
         if counts {
             self.requests.set(self.requests.get() + 1);
             self.latency(began.elapsed());
         }
+    }
+
+    /// Whether the proxy's account of CPU time is running.
+    fn is_measured(&self) -> bool {
+        matches!(self.phase.get(), Phase::Closed | Phase::Open(_, None))
     }
 
     fn latency(&self, latency: Duration) {
@@ -114,7 +124,10 @@ impl Tally {
     /// After an open loop: counts what was due and not sent, with the time it has waited, and waits
     /// for what is under way.
     pub async fn wait_for_late(&self, pace: &Pace, most: Duration) {
-        let unsent = pace.stop();
+        let Phase::Open(_, Some(ended)) = self.phase.get() else {
+            return;
+        };
+        let unsent = pace.stop(ended);
         for time in &unsent {
             self.latency(time.elapsed());
         }
@@ -152,12 +165,14 @@ impl Tally {
         let at = |quantile| micros(latencies.value_at_quantile(quantile));
         json!({
             "requests": self.requests.get(),
+            // What was answered within the measured time; in an open loop it may have been due before.
+            "answered": self.in_time.get(),
             "errors": self.errors.get(),
             "first_error": *self.first_error.borrow(),
             "unsent": self.unsent.get(),
             "unanswered": self.unanswered.get(),
             "seconds": seconds.as_secs_f64(),
-            "bytes": self.requests.get() * bytes_per_request,
+            "bytes": self.in_time.get() * bytes_per_request,
             "latency_us": {
                 "p50": at(0.5),
                 "p99": at(0.99),
