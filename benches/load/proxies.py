@@ -17,6 +17,10 @@ ENVOY = "target/load/venv/bin/python3"
 PINGORA = "target/load/cargo/release/pingora-peer"
 # Idle clients of the largest case, and some.
 MOST_CLIENTS = 10_100
+# Files that a proxy needs beside those of its connections.
+SPARE = 100
+# A process for each connection is a load of its own.
+MOST_PROCESSES = 1000
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,10 @@ class Proxy:
         """Why this proxy cannot do this case, or None."""
         return None
 
+    def cannot_hold(self, connections):
+        """Why this proxy cannot have so many clients at once, or None."""
+        return None
+
     def start(self, bed, work):
         port = free_port()
         command = self.command(bed, work, port)
@@ -122,9 +130,10 @@ class Socat(Proxy):
             return "passes bytes on, cannot translate HTTP/2"
         if case.workers != (1,):
             return "has no setting for threads"
-        if case.held:
-            return "forks a process for each connection"
         return None
+
+    def cannot_hold(self, connections):
+        return "forks a process for each connection" if connections > MOST_PROCESSES else None
 
     def command(self, bed, work, port):
         listen = f"TCP-LISTEN:{port},bind=127.0.0.1,fork,reuseaddr,backlog=1024,nodelay"
@@ -246,10 +255,11 @@ class HaproxyTcp(Haproxy):
     matches = False
 
     def cannot(self, case):
-        if case.front != case.upstream:
-            return "passes bytes on, cannot translate HTTP/2"
+        return "passes bytes on, cannot translate HTTP/2" if case.front != case.upstream else None
+
+    def cannot_hold(self, connections):
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        if case.held and files < 2 * MOST_CLIENTS:
+        if files < 2 * connections + SPARE:
             return f"needs two files for each connection, and may have {files:,} in all"
         return None
 

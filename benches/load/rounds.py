@@ -25,11 +25,12 @@ class Pace:
 
     def of_case(self, case, proxies):
         """An estimate."""
-        entrants = len(proxies) * len(case.workers)
+        able = [proxy for proxy in proxies if not proxy.cannot(case)]
+        entrants = len(able) * len(case.workers)
         if case.held:
             return entrants * sum(self.rest + 1.5 + connections / 5000 for connections in case.held)
         entrants += case.direct
-        return entrants * (1 + self.rounds * (self.warm_up + self.seconds + 0.1))
+        return entrants * (0.5 + self.rounds * (self.warm_up + self.seconds + 0.1))
 
 
 class Direct:
@@ -57,7 +58,7 @@ class Runs:
 
     def left(self, case, name, why):
         self.left_out.append({"case": case, "proxy": name, "why": why})
-        print(f"  left out: {name}: {why}", flush=True)
+        print(f"  left out: {name}, {case}: {why}", flush=True)
 
     def failed(self, case, name, error):
         self.failures.append({"case": case.name, "proxy": name, "error": str(error)})
@@ -123,6 +124,9 @@ class Runs:
         """Memory is of a process that did nothing else, so each has an own one per number."""
         held = {}
         for connections in case.held:
+            if why := proxy.cannot_hold(connections):
+                self.left(f"{case.name} of {connections:,}", proxy.name, why)
+                continue
             with Bed(None) as bed:
                 pr, baseline = (loads.origin(bed, self.cores, name) for name in ("pr", "baseline"))
                 try:

@@ -51,9 +51,14 @@ def of_memory(case, held, titles):
     head = ["proxy", *[f"{count:,} connections, MiB" for count in case.held], "KiB per connection"]
     rows = []
     for name, kib in held.items():
-        sizes = [f"{kib[str(count)] / 1024:.1f}" for count in case.held]
-        rows.append([title(name, titles), *sizes, f"{ratios.growth(kib):.1f}"])
+        sizes = [mebibytes(kib.get(str(count))) for count in case.held]
+        grown = f"{ratios.growth(kib):.1f}" if len(kib) > 1 else "–"
+        rows.append([title(name, titles), *sizes, grown])
     return head, rows
+
+
+def mebibytes(kib):
+    return "–" if kib is None else f"{kib / 1024:.1f}"
 
 
 def of_case(case, runs, ours, titles):

@@ -4,6 +4,7 @@ import unittest
 
 import cases
 import goals
+import proxies
 import ratios
 from cores import split
 from made_up import run
@@ -90,4 +91,9 @@ class Plan(unittest.TestCase):
     def test_the_time_it_takes_is_known_beforehand(self):
         pace = Pace(rounds=5, seconds=1.5, warm_up=0.4)
         get = cases.named(["get"])[0]
-        self.assertAlmostEqual(pace.of_case(get, ["one", "two"]), 3 * (1 + 5 * 2.0))
+        both = [proxies.Nginx(), proxies.Socat()]
+        # With the run that has no proxy.
+        self.assertAlmostEqual(pace.of_case(get, both), 3 * (0.5 + 5 * 2.0))
+        # socat takes no part here.
+        workers = cases.named(["workers"])[0]
+        self.assertAlmostEqual(pace.of_case(workers, both), 2 * (0.5 + 5 * 2.0))

@@ -21,7 +21,7 @@ def samples():
         "get-1m": {"session-proxy": [run(500, answer=1 << 20)] * 3, "nginx": [run(1000, answer=1 << 20)] * 3},
         "open": both,
         "workers": {"session-proxy": [run(8)] * 3, "session-proxy, 2 workers": [run(9)] * 3},
-        "memory": {"session-proxy": {"64": 9000, "10000": 60000}},
+        "memory": {"session-proxy": {"64": 9000, "10000": 60000}, "socat": {"64": 64000}},
     }  # fmt: skip
 
 
@@ -50,6 +50,10 @@ class Tables(unittest.TestCase):
         self.assertEqual(row["GB/s"], "1.05")
         self.assertEqual(row["CPU s/GB"], "0.954")
         self.assertEqual(row["CPU, ours over it"], "0.50")
+
+    def test_who_could_not_hold_all_has_no_growth(self):
+        row = self.row("memory", "socat")
+        self.assertEqual(list(row.values()), ["socat", "62.5", "–", "–"])
 
     def test_workers_are_told_in_a_title(self):
         self.assertEqual(tables.title("nginx, 2 workers", {"nginx": "NGINX"}), "NGINX, 2 workers")
