@@ -21,6 +21,8 @@ def described(cores):
         "processor": model[1] if model else platform.machine(),
         "cores": f"{len(os.sched_getaffinity(0))}; {cores.told()}",
         "memory": f"{memory / (1 << 20):.0f} GiB",
+        # Of others: it is read before anything is started here.
+        "load average": f"{os.getloadavg()[0]:.2f} before the first run",
         "kernel": f"{platform.system()} {platform.release()}",
         "commit": commit(),
         "rustc": output("rustc", "--version"),

@@ -1,5 +1,6 @@
 """The report under docs/benchmarks: tables of Markdown and charts, made from the results alone."""
 
+import contextlib
 import os
 
 import chart
@@ -8,6 +9,10 @@ import ratios
 import tables
 
 FOLDER = "docs/benchmarks"
+PICTURES = {
+    "cpu.svg": "CPU time per request of each proxy",
+    "latency.svg": "Added p99 latency of each proxy",
+}
 # Of a rate that was asked for; some requests are always under way at the end.
 KEPT = 0.99
 
@@ -15,6 +20,10 @@ KEPT = 0.99
 def write(results, cases, folder=FOLDER):
     """Writes all files of the report."""
     os.makedirs(folder, exist_ok=True)
+    for name in PICTURES:
+        # One of another run would not belong to these tables.
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(os.path.join(folder, name))
     files = {"results.md": page(results, cases)} | charts(results)
     for name, text in files.items():
         with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
@@ -102,11 +111,7 @@ def latency_chart(runs, ours, titles):
 
 
 def pictures(files):
-    alt = {
-        "cpu.svg": "CPU time per request of each proxy",
-        "latency.svg": "Added p99 latency of each proxy",
-    }
-    return "\n\n".join(f"![{alt[name]}]({name})" for name in files)
+    return "\n\n".join(f"![{PICTURES[name]}]({name})" for name in files)
 
 
 def left_out(results):

@@ -62,7 +62,7 @@ class Runs:
 
     def failed(self, case, name, error):
         self.failures.append({"case": case.name, "proxy": name, "error": str(error)})
-        print(f"  FAILED: {name}: {error}", flush=True)
+        print(f"  FAILED: {name}, {case.name}: {error}", flush=True)
 
     def case(self, case, proxies):
         """All rounds of one case."""

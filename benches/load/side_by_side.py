@@ -19,6 +19,8 @@ from cores import Cores, split
 from rounds import Direct, Pace, Runs, entrant
 
 RESULTS = "target/load/results.json"
+# A load average that an idle machine stays below.
+QUIET = 0.5
 SMOKE = Pace(rounds=1, seconds=0.05, warm_up=0, at_least=100, rest=0.1)
 
 
@@ -101,7 +103,7 @@ def measure(chosen, there, runs):
     return titles
 
 
-def results(runs, there, titles, command):
+def results(runs, there, titles, command, where):
     pace = runs.pace
     return {
         "ours": there[0].name,
@@ -109,7 +111,7 @@ def results(runs, there, titles, command):
         "samples": runs.samples,
         "left_out": runs.left_out,
         "failures": runs.failures,
-        "machine": machine.described(runs.cores),
+        "machine": where,
         "versions": {proxy.name: proxy.version() for proxy in there},
         "pace": f"{pace.rounds} of {pace.seconds:g} s each, {pace.warm_up:g} s of warm-up",
         "command": command,
@@ -153,12 +155,17 @@ def main():
         chosen = smoke_cases(chosen)
     seconds = sum(pace.of_case(case, there) for case in chosen)
     print(f"about {max(1, round(seconds / 60))} min; {cores.told()}", flush=True)
+    where = machine.described(cores)
+    if not asked.smoke and os.getloadavg()[0] > QUIET:
+        print(
+            f"others work here, these numbers will not repeat: load average {where['load average']}"
+        )
     titles = measure(chosen, there, runs)
     if asked.smoke:
         return 0 if smoke_verdict(chosen, there, runs) else 1
 
     command = shlex.join(["benches/load/run", *sys.argv[1:]])
-    measured = results(runs, there, titles, command)
+    measured = results(runs, there, titles, command, where)
     with open(RESULTS, "w", encoding="utf-8") as file:
         json.dump(measured, file, indent=1)
     verdicts = goals.verdicts(runs.samples, there[0].name, titles)
