@@ -81,7 +81,7 @@ class Runs:
             running = self.start(bed, case, able, origins)
             names = list(running)
             for turn in range(self.pace.rounds):
-                # Each begins once: the first of a round follows a pause, the others do not.
+                # Another one goes first each time: what ran before it may matter to a run.
                 start = turn % max(len(names), 1)
                 for name in itertools.chain(names[start:], names[:start]):
                     if name in running:

@@ -55,7 +55,7 @@ def competitors(binary, chosen, builds):
     found = [proxies.Ours(binary)]
     for build in builds:
         name, equals, path = build.partition("=")
-        if not equals or name in (*known, found[0].name):
+        if not equals or name in (*known, Direct.name, *[proxy.name for proxy in found]):
             raise ValueError(f"{build} is not NAME=PATH with a name of its own")
         found.append(proxies.Ours(os.path.abspath(path), name))
     return found + wanted

@@ -4,6 +4,7 @@
 
 mod client;
 mod cpu;
+mod grpc;
 mod hold;
 mod origin;
 mod wire;

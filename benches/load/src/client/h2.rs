@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Instant;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use h2::client::SendRequest;
 use http::Request;
 use tokio::net::TcpStream;
@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 
 use super::expected::{Expected, Failure, Got};
 use super::{Ask, World};
+use crate::grpc;
 
 /// As browsers and gRPC's own clients have it, or near: the default of 64 KiB would be measured otherwise.
 const WINDOW: u32 = 1024 * 1024;
@@ -102,7 +103,7 @@ impl Prepared {
             head = head
                 .header("content-type", "application/grpc")
                 .header("te", "trailers");
-            body = Some(message(&body.unwrap_or_default()));
+            body = Some(grpc::message(&body.unwrap_or_default()));
         } else {
             head = head.header("accept", "*/*");
         }
@@ -153,17 +154,7 @@ pub(super) async fn exchange(
         if got.status == 200 && status.is_none_or(|status| status != "0") {
             return Err(Failure::GrpcStatus);
         }
-        // The message's own five bytes are not counted.
-        got.length = got.length.saturating_sub(5);
+        got.length = got.length.saturating_sub(grpc::PREFIX);
     }
     expected.check(&got)
-}
-
-/// A gRPC message around these bytes: not compressed, its length, itself.
-fn message(body: &[u8]) -> Bytes {
-    let mut message = BytesMut::with_capacity(5 + body.len());
-    message.put_u8(0);
-    message.put_u32(body.len() as u32);
-    message.extend_from_slice(body);
-    message.freeze()
 }

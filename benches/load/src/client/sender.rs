@@ -51,12 +51,11 @@ pub(super) async fn h1(world: Rc<World>, pool: Pool) {
 pub(super) async fn h2(world: Rc<World>, pool: Pool) {
     let asks = Prepared::new(&world.ask, Kind::Plain);
     handed_over(&world, &pool, async |kept| {
-        let sender = match kept {
-            Some(Kept::H2(sender)) => sender,
-            other => match other.insert(Kept::H2(dial(world.ask.target).await?)) {
-                Kept::H2(sender) => sender,
-                Kept::H1(_) => unreachable!("it was put there a moment ago"),
-            },
+        if !matches!(kept, Some(Kept::H2(_))) {
+            *kept = Some(Kept::H2(dial(world.ask.target).await?));
+        }
+        let Some(Kept::H2(sender)) = kept else {
+            unreachable!("it was put there a moment ago")
         };
         exchange(sender, &asks, &world.ask.expected()).await
     })

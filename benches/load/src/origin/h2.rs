@@ -3,13 +3,14 @@
 use std::io;
 use std::rc::Rc;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::SendResponse;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use tokio::net::TcpStream;
 
 use super::Answers;
+use crate::grpc;
 
 const WINDOW: u32 = 1024 * 1024;
 
@@ -48,7 +49,7 @@ async fn answer(
     if is_grpc {
         let head = head.header("content-type", "application/grpc").body(());
         let mut stream = respond.send_response(head.expect("its parts are valid"), false)?;
-        stream.send_data(message(&prepared.body), false)?;
+        stream.send_data(grpc::message(&prepared.body), false)?;
         let status = ("grpc-status".parse(), HeaderValue::from_static("0"));
         let name: http::HeaderName = status.0.expect("it is a valid name");
         stream.send_trailers(HeaderMap::from_iter([(name, status.1)]))
@@ -68,13 +69,4 @@ async fn consume(mut body: RecvStream) -> Result<(), h2::Error> {
         body.flow_control().release_capacity(length)?;
     }
     body.trailers().await.map(drop)
-}
-
-/// A gRPC message around these bytes: not compressed, its length, itself.
-fn message(body: &[u8]) -> Bytes {
-    let mut message = BytesMut::with_capacity(5 + body.len());
-    message.put_u8(0);
-    message.put_u32(body.len() as u32);
-    message.extend_from_slice(body);
-    message.freeze()
 }
