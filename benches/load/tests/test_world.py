@@ -17,6 +17,7 @@ from cores import Cores
 
 CORES = Cores(*[frozenset(os.sched_getaffinity(0))] * 3)
 SHORT = rounds.Pace(rounds=1, seconds=0.1, warm_up=0)
+MANY = rounds.Pace(rounds=1, seconds=0.1, warm_up=0, at_least=2000)
 # Nothing is ever counted where all answers are wrong, so nothing is waited for.
 WRONG = rounds.Pace(rounds=1, seconds=0.1, warm_up=0, at_least=0)
 
@@ -60,6 +61,41 @@ class WrongOrigins(unittest.TestCase):
         runs.case(cases.named(["get"])[0], [ours, Misled(ours.binary, "misled")])
         self.assertEqual([failure["proxy"] for failure in runs.failures], ["misled"])
         self.assertEqual(set(runs.samples["get"]), {"direct", ours.name})
+
+
+def connections_to(port):
+    """How many connections this port has or had in the last minute, as whoever closed a connection
+    first keeps it in TIME-WAIT."""
+    others = set()
+    with open("/proc/net/tcp", encoding="ascii") as table:
+        for line in list(table)[1:]:
+            ends = [int(address.rpartition(":")[2], 16) for address in line.split()[1:3]]
+            if port in ends:
+                others.update(ends)
+    # Neither the port itself nor the other end of its listening socket.
+    return len(others - {port, 0})
+
+
+class Pools(unittest.TestCase):
+    def test_every_proxy_that_reads_requests_keeps_its_connections(self):
+        for name in ("get", "connect", "h2"):
+            case = cases.named([name])[0]
+            for proxy in matching():
+                with self.subTest(proxy.name), Bed(None) as bed:
+                    pr, baseline = (loads.origin(bed, CORES, name) for name in ("pr", "baseline"))
+                    work = proxies.Work(pr.port, baseline.port, CORES.one, front=case.front)
+                    started = proxy.start(bed, work)
+                    run = loads.measure(CORES, case, started.port, started.pid, MANY)
+                    # One for each client or stream, and some that closed as the clients left.
+                    self.assertGreaterEqual(run["answered"], MANY.at_least)
+                    self.assertLess(connections_to(pr.port), MANY.at_least / 5)
+
+    def test_without_a_pool_the_connections_would_be_seen(self):
+        case = cases.named(["connect"])[0]
+        with Bed(None) as bed:
+            pr = loads.origin(bed, CORES, "pr")
+            loads.measure(CORES, case, pr.port, pr.pid, MANY)
+            self.assertGreater(connections_to(pr.port), MANY.at_least / 2)
 
 
 # 32 MiB in a parent, 64 MiB in its child, which ends when its parent does.
