@@ -21,6 +21,7 @@ mod e2e;
 mod forwarding;
 mod kind_up;
 mod layer;
+mod load_kind;
 mod mended;
 mod pool;
 mod reload;
