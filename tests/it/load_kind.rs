@@ -35,11 +35,11 @@ esac"#;
     fn that_says(report: &str) -> Self {
         let folder = tempfile::tempdir().expect("a writable temp folder");
         let cluster = Self { folder };
-        // The proxy has used 10 ms more each time it is asked. A round begins with the PR pod's own address.
+        // The proxy has used 10 ms more each time it is asked. A round begins at the PR pod with one connection.
         cluster.program(
             "kubectl",
             &format!(
-                r#"echo "$*" >>"$WORLD/calls"
+                r#"printf '%s\n' "$*" >>"$WORLD/calls"
 case "$*" in
     *' apply '*) cat >>"$WORLD/applied"; echo >>"$WORLD/applied" ;;
     *'get service'*) echo 10.96.0.7 ;;
@@ -48,7 +48,7 @@ case "$*" in
     *cpu.stat*) echo more >>"$WORLD/cpu"; echo "usage_usec $(($(grep -c '' "$WORLD/cpu") * 10000))" ;;
     *' exec -i '*) cat >"$WORLD/put" ;;
     *'/tmp/load client'*)
-        case "$*" in *'--target 10.244.1.9:8080 '*'--seconds 1 '*) echo >>"$WORLD/rounds" ;; esac
+        case "$*" in *'--target 10.244.1.9:8080 '*'--connections 1 --seconds 1 '*) echo >>"$WORLD/rounds" ;; esac
         {report} ;;
 esac"#
             ),
