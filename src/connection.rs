@@ -342,9 +342,12 @@ impl Connection {
 
     /// Joins an upgraded connection with the upstream's half.
     async fn tunnel<S: ByteStream>(&self, stream: Transport<S>, first: Bytes, upgraded: Upgraded) {
-        let Upgraded { lease, mut account } = upgraded;
+        let Upgraded {
+            mut lease,
+            mut account,
+        } = upgraded;
         self.client.wire.becomes_tunnel();
-        let Some((socket, rest)) = lease.upgraded().await else {
+        let Some((socket, rest)) = lease.upgraded() else {
             abort(stream.stream().tcp());
             return;
         };

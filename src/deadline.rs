@@ -2,7 +2,7 @@
 //!
 //! A deadline that is set and moved a million times costs a few instructions each; only
 //! those that really pass cost a wake-up. The price is precision: an alarm rings up to
-//! [`RESOLUTION`] late, never early.
+//! twice [`RESOLUTION`] late, never early.
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
@@ -20,22 +20,26 @@ pub const RESOLUTION: Duration = Duration::from_millis(10);
 /// All alarms of one worker.
 #[derive(Default)]
 pub struct Deadlines {
-    alarms: RefCell<Vec<Rc<Entry>>>,
+    /// Those in use and, between them, places for new ones: a request sets an alarm, and none of it
+    /// is allocated anew.
+    places: RefCell<Vec<Place>>,
+    free: RefCell<Vec<usize>>,
     /// No alarm rings before this; `None` while nothing is set.
     earliest: Cell<Option<Instant>>,
     earlier: Notify,
 }
 
-struct Entry {
-    at: Cell<Option<Instant>>,
-    waker: RefCell<Option<Waker>>,
-    place: Cell<usize>,
+#[derive(Default)]
+struct Place {
+    at: Option<Instant>,
+    has_rung: bool,
+    waker: Option<Waker>,
 }
 
 /// One deadline that can be set again and again. Unset when dropped.
 pub struct Alarm {
     deadlines: Rc<Deadlines>,
-    entry: Rc<Entry>,
+    place: usize,
 }
 
 /// The deadline passed first.
@@ -45,16 +49,14 @@ pub struct Elapsed;
 impl Deadlines {
     /// An alarm that is not set yet.
     pub fn alarm(self: &Rc<Self>) -> Alarm {
-        let mut alarms = self.alarms.borrow_mut();
-        let entry = Rc::new(Entry {
-            at: Cell::new(None),
-            waker: RefCell::new(None),
-            place: Cell::new(alarms.len()),
+        let place = self.free.borrow_mut().pop().unwrap_or_else(|| {
+            let mut places = self.places.borrow_mut();
+            places.push(Place::default());
+            places.len() - 1
         });
-        alarms.push(entry.clone());
         Alarm {
             deadlines: self.clone(),
-            entry,
+            place,
         }
     }
 
@@ -99,8 +101,8 @@ impl Deadlines {
 
     /// Wakes everyone who waits for an alarm, so that they look around: the drain has started.
     pub fn wake_all(&self) {
-        for entry in self.alarms.borrow().iter() {
-            if let Some(waker) = entry.waker.borrow_mut().take() {
+        for place in self.places.borrow_mut().iter_mut() {
+            if let Some(waker) = place.waker.take() {
                 waker.wake();
             }
         }
@@ -109,11 +111,12 @@ impl Deadlines {
     fn ring(&self) {
         let now = Instant::now();
         let mut earliest: Option<Instant> = None;
-        for entry in self.alarms.borrow().iter() {
-            match entry.at.get() {
+        for place in self.places.borrow_mut().iter_mut() {
+            match place.at {
                 Some(at) if at <= now => {
-                    // Kept as the past instant: it tells the poller that it rang.
-                    if let Some(waker) = entry.waker.borrow_mut().take() {
+                    place.at = None;
+                    place.has_rung = true;
+                    if let Some(waker) = place.waker.take() {
                         waker.wake();
                     }
                 }
@@ -126,32 +129,32 @@ impl Deadlines {
 }
 
 impl Alarm {
-    /// Rings after `limit` from now, whatever was set before.
-    pub fn set(&self, limit: Duration) {
+    /// Rings after `limit` from now, whatever was set before. Returns what time it is.
+    pub fn set(&self, limit: Duration) -> Instant {
+        let now = Instant::now();
         // A limit too long for the clock is no limit.
-        let at = Instant::now().checked_add(limit);
-        self.entry.at.set(at);
-        let Some(at) = at else { return };
-        if self
-            .deadlines
-            .earliest
-            .get()
-            .is_none_or(|earliest| at < earliest)
-        {
-            self.deadlines.earliest.set(Some(at));
+        let at = now.checked_add(limit);
+        let place = &mut self.deadlines.places.borrow_mut()[self.place];
+        place.at = at;
+        place.has_rung = false;
+        let earliest = &self.deadlines.earliest;
+        if at.is_some_and(|at| earliest.get().is_none_or(|earliest| at < earliest)) {
+            earliest.set(at);
             self.deadlines.earlier.notify_one();
         }
+        now
     }
 
-    /// Ready once the deadline has passed, and until it is set again.
+    /// Ready once the deadline has passed, and until it is set again. Asks no clock: the worker's
+    /// timer has, for all.
     pub fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(at) = self.entry.at.get() else {
-            return Poll::Pending;
-        };
-        if at <= Instant::now() {
+        let mut places = self.deadlines.places.borrow_mut();
+        let Place {
+            has_rung, waker, ..
+        } = &mut places[self.place];
+        if *has_rung {
             return Poll::Ready(());
         }
-        let mut waker = self.entry.waker.borrow_mut();
         if !waker
             .as_ref()
             .is_some_and(|known| known.will_wake(cx.waker()))
@@ -164,12 +167,8 @@ impl Alarm {
 
 impl Drop for Alarm {
     fn drop(&mut self) {
-        let mut alarms = self.deadlines.alarms.borrow_mut();
-        let place = self.entry.place.get();
-        alarms.swap_remove(place);
-        if let Some(moved) = alarms.get(place) {
-            moved.place.set(place);
-        }
+        self.deadlines.places.borrow_mut()[self.place] = Place::default();
+        self.deadlines.free.borrow_mut().push(self.place);
     }
 }
 
@@ -223,7 +222,7 @@ mod tests {
             }
             last.set(Duration::from_secs(1));
             poll_fn(|cx| last.poll(cx)).await;
-            assert_eq!(deadlines.alarms.borrow().len(), 1);
+            assert_eq!(deadlines.free.borrow().len(), 8);
         });
     }
 }

@@ -12,14 +12,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
-use http::{Method, Request, Response, StatusCode, Version, request};
+use http::{Method, Request, Response, StatusCode, Version, request, response};
 use http_body::Body as _;
 use hyper::body::Incoming;
 
 use self::attempt::Outbound;
 use crate::deadline::Deadlines;
 use crate::drain::Draining;
-use crate::forward;
+use crate::forward::{self, Flaw, Survey};
 use crate::plan::{HttpListener, OnUnavailable, Plan};
 use crate::pool::{Lease, Pools, Progress};
 use crate::record::{Ledger, Record};
@@ -34,7 +34,7 @@ mod route;
 
 pub use answer::{Account, Body};
 pub use failure::{Failure, ROUTE_HEADER};
-use route::{Choice, Route, choose};
+use route::{Choice, Route, Session, choose};
 
 /// What every exchange of a worker stands on.
 pub struct Ground {
@@ -76,7 +76,7 @@ pub struct Client {
 /// The upstream's half of an upgrade.
 pub struct Upgraded {
     pub lease: Lease,
-    pub account: Account,
+    pub account: Box<Account>,
 }
 
 /// Serves one request. Cannot fail, which the engine wants to read in the type: a [`Failure`] is
@@ -90,57 +90,57 @@ pub fn exchange(
     request: Request<Incoming>,
 ) -> impl Future<Output = Result<Response<Body>, Infallible>> + 'static {
     let record = Record::open(&client.ledger, &request, client.address);
-    let has_two_framings =
-        request.headers().contains_key(header::TRANSFER_ENCODING) && client.wire.had_two_framings();
-    let account = Account {
+    let survey = Survey::of(request.headers());
+    let has_two_framings = survey.has_coding() && client.wire.had_two_framings();
+    let account = Box::new(Account {
         record,
         flight: ground.draining.take_off(),
         turn: client.wire.take_turn(request.body().is_end_stream()),
         upload: None,
-    };
-    let flaw = has_two_framings.then_some(forward::Flaw::TwoFramings);
-    async move { Ok(serve(&ground, &client, request, flaw, account).await) }
+    });
+    let flaw = has_two_framings.then_some(Flaw::TwoFramings);
+    async move { Ok(serve(&ground, &client, request, &survey, flaw, account).await) }
 }
 
 async fn serve(
     ground: &Rc<Ground>,
     client: &Client,
     request: Request<Incoming>,
-    flaw: Option<forward::Flaw>,
-    mut account: Account,
+    survey: &Survey,
+    flaw: Option<Flaw>,
+    mut account: Box<Account>,
 ) -> Response<Body> {
     let plan = ground.plan.borrow().clone();
     let (head, incoming) = request.into_parts();
     let asker = Asker {
         version: head.version,
         is_head: head.method == Method::HEAD,
-        is_grpc: forward::is_grpc(&head.headers),
+        is_grpc: survey.is_grpc,
         wants_route: plan.responses.route_header,
     };
-    if let Err(failure) = admit(ground, client, &plan, &head, flaw) {
+    if let Err(failure) = admit(ground, client, &plan, &head, survey, flaw) {
         let header = none_header(failure.reason());
         return asker.refuse(&failure, None, header, account);
     }
 
     let listener = &*client.listener;
     let Choice { session, route } = choose(&plan, listener, &head.headers);
-    let session = session.map(|session| Rc::<str>::from(&*session));
+    let session = session.map(|name| Session::new(&name));
     let route = match route {
         Ok(route) => route,
         Err(failure) => {
-            let known = session
-                .as_deref()
-                .and_then(|session| plan.sessions.find(session));
-            if let Some(upstream) = known {
+            let name = session.as_ref().map(Session::name);
+            if let Some(upstream) = name.and_then(|name| plan.sessions.find(name)) {
                 account
                     .record
-                    .routed(&upstream.route, failure.reason(), session.as_deref());
+                    .routed(&upstream.route, failure.reason(), name);
             }
             let header = none_header(failure.reason());
-            return asker.refuse(&failure, session.as_deref(), header, account);
+            return asker.refuse(&failure, name, header, account);
         }
     };
-    let outbound = Outbound::new(head, incoming, account.turn.pace().clone(), &plan);
+    let pace = account.turn.pace().clone();
+    let mut outbound = Outbound::new(head, survey, incoming, pace, &plan);
     let exchange = Exchange {
         ground,
         plan: &plan,
@@ -148,7 +148,7 @@ async fn serve(
         client,
     };
     exchange
-        .follow(route, session, outbound, asker, account)
+        .follow(route, session, &mut outbound, asker, account)
         .await
 }
 
@@ -158,7 +158,8 @@ fn admit(
     client: &Client,
     plan: &Plan,
     head: &request::Parts,
-    flaw: Option<forward::Flaw>,
+    survey: &Survey,
+    flaw: Option<Flaw>,
 ) -> Result<(), Failure> {
     if client.is_one_too_many {
         return Err(Failure::Overloaded("limits.connections"));
@@ -170,10 +171,10 @@ fn admit(
     if head.headers.len() > plan.limits.headers {
         return Err(Failure::HeadTooLarge);
     }
-    if let Some(flaw) = flaw.or_else(|| forward::flaw(head)) {
+    if let Some(flaw) = flaw.or_else(|| forward::flaw(head, survey)) {
         return Err(Failure::BadRequest(flaw));
     }
-    if ground.identity.is_in_via(head) {
+    if survey.has_via && ground.identity.is_in_via(head) {
         return Err(Failure::Loop);
     }
     Ok(())
@@ -203,8 +204,8 @@ impl Identity {
     }
 }
 
-fn is_unasked_switch(response: &Response<Incoming>, outbound: &Outbound) -> bool {
-    response.status() == StatusCode::SWITCHING_PROTOCOLS && !outbound.wants_upgrade
+fn is_unasked_switch(answer: &response::Parts, outbound: &Outbound) -> bool {
+    answer.status == StatusCode::SWITCHING_PROTOCOLS && !outbound.crossing.upgrade
 }
 
 fn none_header(reason: &'static str) -> HeaderValue {
@@ -226,7 +227,7 @@ impl Asker {
         failure: &Failure,
         session: Option<&str>,
         route: HeaderValue,
-        mut account: Account,
+        mut account: Box<Account>,
     ) -> Response<Body> {
         account
             .record
@@ -243,7 +244,7 @@ impl Asker {
         self,
         mut response: Response<Bytes>,
         route: HeaderValue,
-        mut account: Account,
+        mut account: Box<Account>,
     ) -> Response<Body> {
         if self.wants_route {
             response.headers_mut().insert(ROUTE_HEADER, route);
@@ -279,10 +280,10 @@ impl Exchange<'_> {
     async fn follow(
         &self,
         mut route: Route<'_>,
-        session: Option<Rc<str>>,
-        mut outbound: Outbound,
+        session: Option<Session>,
+        outbound: &mut Outbound,
         asker: Asker,
-        mut account: Account,
+        mut account: Box<Account>,
     ) -> Response<Body> {
         loop {
             let (upstream, is_baseline) = match route {
@@ -293,38 +294,36 @@ impl Exchange<'_> {
                 Route::Session(upstream) => (upstream, false),
                 Route::Baseline(upstream, _) => (upstream, true),
             };
-            account
-                .record
-                .routed(&upstream.route, route.reason(), session.as_deref());
+            let name = session.as_ref().map(Session::name);
+            account.record.routed(&upstream.route, route.reason(), name);
             if is_baseline {
                 outbound
                     .head
                     .headers
                     .append(header::VIA, self.ground.identity.via.clone());
             }
-            let header = route.header(session.as_deref());
-            let sent = self
-                .attempt(upstream, &mut outbound, &mut account.record)
-                .await;
+            let sent = self.attempt(upstream, outbound, &mut account.record).await;
             let failure = match sent {
-                Ok((response, _)) if is_unasked_switch(&response, &outbound) => {
+                Ok((answer, _)) if is_unasked_switch(&answer, outbound) => {
                     Failure::UpstreamReset("it switched protocols unasked".into())
                 }
-                Ok((response, lease)) => {
+                Ok((answer, lease)) => {
                     account.upload = outbound.upload.take();
-                    return self.pass_on(response, lease, &outbound, header, asker, account);
+                    let header = route.header(session);
+                    return self.pass_on(answer, lease, outbound, header, asker, account);
                 }
                 Err(failure) => failure,
             };
             if !is_baseline
-                && self.may_fall_back(&failure, &outbound)
+                && self.may_fall_back(&failure, outbound)
                 && let Ok(baseline) = route::unavailable(self.listener)
             {
                 route = baseline;
                 continue;
             }
             account.upload = outbound.upload.take();
-            return asker.refuse(&failure, session.as_deref(), header, account);
+            let name = session.as_ref().map(Session::name);
+            return asker.refuse(&failure, name, route.header(session.clone()), account);
         }
     }
 
@@ -342,16 +341,15 @@ impl Exchange<'_> {
     /// Hands the upstream's answer to the client.
     fn pass_on(
         &self,
-        response: Response<Incoming>,
+        mut head: response::Parts,
         lease: Lease,
         outbound: &Outbound,
         route: HeaderValue,
         asker: Asker,
-        mut account: Account,
+        mut account: Box<Account>,
     ) -> Response<Body> {
-        let (mut head, incoming) = response.into_parts();
         let is_upgraded = head.status == StatusCode::SWITCHING_PROTOCOLS;
-        let takes_trailers = outbound.takes_trailers;
+        let takes_trailers = outbound.crossing.trailers;
         forward::response(
             &mut head,
             asker.version,
@@ -359,9 +357,10 @@ impl Exchange<'_> {
             is_upgraded,
             &self.plan.rule.header,
         );
-        head.headers.remove(ROUTE_HEADER);
         if asker.wants_route {
             head.headers.insert(ROUTE_HEADER, route);
+        } else {
+            head.headers.remove(ROUTE_HEADER);
         }
         account.record.answered(head.status.as_u16());
         account.record.released();
@@ -387,7 +386,7 @@ impl Exchange<'_> {
             asker.version == Version::HTTP_10 && !head.headers.contains_key(header::CONTENT_LENGTH);
         let idle = self.plan.timeouts.body_idle;
         let deadlines = &self.ground.deadlines;
-        let body = Body::forwarded(incoming, lease, account, idle, deadlines, ends_by_close);
+        let body = Body::forwarded(lease, account, idle, deadlines, ends_by_close);
         Response::from_parts(head, body)
     }
 }

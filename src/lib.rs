@@ -13,8 +13,8 @@
 //!   [`upstream`] (the words of the table), [`plan`] (the table, checked), [`inspect`] (the table
 //!   explained);
 //! * the spine: [`listener`], [`worker`], [`connection`], [`exchange`];
-//! * the cellar: [`wire`], [`forward`], [`pool`], [`tunnel`], [`tls`], [`deadline`], [`drain`],
-//!   [`metrics`], [`record`], [`signals`];
+//! * the cellar: [`wire`], [`forward`], [`pool`], [`http1`] (the engine towards upstreams),
+//!   [`tunnel`], [`tls`], [`deadline`], [`drain`], [`metrics`], [`record`], [`signals`];
 //! * the quiet rooms: [`kubernetes`] and [`discovery`] (what the cluster says), [`reload`], [`admin`];
 //! * above all: [`server`], which builds the rest, and [`demo`];
 //! * a wing of its own: [`control`], the commands of the cluster side.
@@ -24,7 +24,7 @@
 //! * Only [`config`] reads the file's text, only [`plan`] turns it into what is true.
 //! * Only [`discovery`] follows pods, only [`reload`] joins what it found with what the file says.
 //! * Only [`upstream`] dials, only [`pool`] keeps connections, only [`forward`] knows which headers
-//!   hop, only [`wire`] sees a client's bytes.
+//!   hop, only [`wire`] sees a client's bytes, only [`http1`] those of an upstream.
 //! * Only [`exchange`] turns a failure into a status, only [`record`] writes what happened.
 //! * A worker owns what it touches. Threads meet in channels, in counters, and in what an endpoint
 //!   knows of itself ([`upstream::Health`], [`upstream::Gate`]).
@@ -44,7 +44,7 @@
 //! | 4 | [`exchange`], [`admin`], [`inspect`] |
 //! | 3 | [`plan`], [`pool`], [`sources`], [`discovery`] |
 //! | 2 | [`upstream`], [`record`] |
-//! | 1 | [`config`], [`matcher`], [`forward`], [`tunnel`], [`tls`], [`metrics`], [`drain`], [`wire`], [`cli`], [`kubernetes`] |
+//! | 1 | [`config`], [`http1`], [`matcher`], [`forward`], [`tunnel`], [`tls`], [`metrics`], [`drain`], [`wire`], [`cli`], [`kubernetes`] |
 //! | 0 | [`deadline`], [`signals`], [`yaml`] |
 //! | wing | [`control`], beside the house: of it only what its header names |
 
@@ -59,6 +59,7 @@ pub mod discovery;
 pub mod drain;
 pub mod exchange;
 pub mod forward;
+pub mod http1;
 pub mod inspect;
 pub mod kubernetes;
 pub mod listener;

@@ -31,7 +31,8 @@ pub struct Wire {
     reset: Cell<bool>,
     /// Of the newest request; in HTTP/1 there is no other.
     pace: RefCell<Rc<Pace>>,
-    newest_pace: RefCell<Option<Rc<Pace>>>,
+    /// Somebody has asked for the pace of the newest request.
+    is_pace_known: Cell<bool>,
 }
 
 /// How far a request and its answer have come, between the client and us.
@@ -98,7 +99,7 @@ impl Wire {
                 is_read: Cell::new(true),
                 ..Pace::default()
             })),
-            newest_pace: RefCell::new(None),
+            is_pace_known: Cell::new(true),
         })
     }
 
@@ -160,7 +161,7 @@ impl Wire {
 
     /// The pace of the request that arrived last, once.
     pub fn newest_pace(&self) -> Option<Rc<Pace>> {
-        self.newest_pace.take()
+        (!self.is_pace_known.replace(true)).then(|| self.pace.borrow().clone())
     }
 
     /// Bytes read and written so far.
@@ -173,14 +174,26 @@ impl Wire {
         self.open.set(self.open.get() + 1);
         self.enter(Stage::Serving);
         self.forget_head(is_read);
-        let pace = Rc::<Pace>::default();
-        pace.is_read.set(is_read);
-        self.pace.replace(pace.clone());
-        self.newest_pace.replace(Some(pace.clone()));
+        let pace = self.next_pace(is_read);
+        self.is_pace_known.set(false);
         Turn {
             wire: self.clone(),
             pace,
         }
+    }
+
+    /// The pace of a request that begins. In HTTP/1 nobody holds that of the one before any more.
+    fn next_pace(&self, is_read: bool) -> Rc<Pace> {
+        let mut pace = self.pace.borrow_mut();
+        let new = Pace {
+            is_read: Cell::new(is_read),
+            ..Pace::default()
+        };
+        match Rc::get_mut(&mut pace) {
+            Some(last) => *last = new,
+            None => *pace = Rc::new(new),
+        }
+        pace.clone()
     }
 
     /// Whether the head that has just become a request carried `Content-Length` beside
@@ -206,6 +219,11 @@ impl Wire {
     pub fn is_first_line_too_long(&self) -> bool {
         let head = self.head.borrow();
         !head[..self.head_limit.min(head.len())].contains(&b'\n')
+    }
+
+    /// Nothing is expected soon: no room is kept for it.
+    pub fn rests(&self) {
+        self.head.take();
     }
 
     /// From now on the bytes are not HTTP.

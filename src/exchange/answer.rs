@@ -6,14 +6,12 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::Version;
-use http_body::{Body as _, Frame, SizeHint};
-use hyper::body::Incoming;
+use http_body::{Frame, SizeHint};
 use tokio::time::Instant;
 
 use crate::deadline::{Alarm, Deadlines};
 use crate::drain::Flight;
-use crate::pool::{Lease, Upload};
+use crate::pool::{AnswerError, Lease, Upload};
 use crate::record::Record;
 use crate::wire::Turn;
 
@@ -27,12 +25,14 @@ const FLUSH_AT_MOST: Duration = Duration::from_secs(1);
 pub struct Body {
     source: Source,
     /// `None` once the exchange goes on elsewhere, in a tunnel.
-    account: Option<Account>,
+    account: Option<Box<Account>>,
 }
 
 enum Source {
     /// An answer of ours, or none.
     Own(Option<Bytes>),
+    /// The upstream's, that came in one piece with its head.
+    Whole(Option<Bytes>),
     /// Empty, but not absent.
     NotModified,
     Upstream(Box<Forwarded>),
@@ -48,10 +48,8 @@ pub struct Account {
 
 /// A body on its way from the upstream.
 struct Forwarded {
-    incoming: Incoming,
     /// Goes home with the last byte. Dropped earlier, it closes its connection.
     lease: Option<Lease>,
-    is_h2: bool,
     idle: Idle,
     /// The client can tell the end only by the connection's: a broken body must reset it.
     ends_by_close: bool,
@@ -72,17 +70,14 @@ struct Idle {
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
     #[error("the upstream broke off: {0}")]
-    Upstream(#[from] hyper::Error),
-    /// RFC 9113, section 8.1: reset without an error, but without an end either.
-    #[error("the upstream ended its stream in the middle of the body")]
-    Cut,
+    Upstream(#[from] AnswerError),
     #[error("the upstream was silent for too long")]
     Idle,
 }
 
 impl Body {
     /// An answer of ours.
-    pub fn own(bytes: Bytes, account: Account) -> Self {
+    pub fn own(bytes: Bytes, account: Box<Account>) -> Self {
         let bytes = (!bytes.is_empty()).then_some(bytes);
         Self {
             source: Source::Own(bytes),
@@ -94,7 +89,7 @@ impl Body {
     ///
     /// The engine drops `content-length` beside a body it knows to be absent, which is wrong for
     /// 304 (RFC 9110, section 8.6). Beside an empty body it trusts the header.
-    pub fn not_modified(account: Account) -> Self {
+    pub fn not_modified(account: Box<Account>) -> Self {
         Self {
             source: Source::NotModified,
             account: Some(account),
@@ -112,16 +107,22 @@ impl Body {
     /// The upstream's answer. `idle` is how long it may be silent; `ends_by_close` that the client
     /// will know the end of the body only by the end of the connection.
     pub fn forwarded(
-        incoming: Incoming,
-        lease: Lease,
-        account: Account,
+        mut lease: Lease,
+        account: Box<Account>,
         idle: Duration,
         deadlines: &Rc<Deadlines>,
         ends_by_close: bool,
     ) -> Self {
-        if incoming.is_end_stream() {
+        if lease.is_end_stream() {
             lease.home();
             return Self::own(Bytes::new(), account);
+        }
+        if let Some(bytes) = lease.whole_body() {
+            lease.home();
+            return Self {
+                source: Source::Whole(Some(bytes)),
+                account: Some(account),
+            };
         }
         let idle = Idle {
             limit: idle,
@@ -130,8 +131,6 @@ impl Body {
             is_waiting: false,
         };
         let forwarded = Forwarded {
-            is_h2: lease.version() == Version::HTTP_2,
-            incoming,
             lease: Some(lease),
             idle,
             ends_by_close,
@@ -147,13 +146,16 @@ impl Body {
 impl Forwarded {
     fn poll(
         &mut self,
-        account: &mut Option<Account>,
+        account: &mut Option<Box<Account>>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         if self.broken.is_some() {
             return self.poll_broken(account, cx);
         }
-        let frame = match Pin::new(&mut self.incoming).poll_frame(cx) {
+        let Some(lease) = &mut self.lease else {
+            return Poll::Ready(None);
+        };
+        let frame = match lease.poll_frame(cx) {
             Poll::Pending => {
                 if let Some(account) = account {
                     account.turn.waits();
@@ -174,17 +176,13 @@ impl Forwarded {
                 }
                 // The engine does not ask again after the last byte of a known length, nor after
                 // trailers.
-                if frame.is_trailers() || self.incoming.is_end_stream() {
+                if frame.is_trailers() || lease.is_end_stream() {
                     self.finish();
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
             Some(Err(error)) => {
                 self.broke(account, error.into());
-                self.poll_broken(account, cx)
-            }
-            None if self.is_h2 && !self.incoming.is_end_stream() => {
-                self.broke(account, BodyError::Cut);
                 self.poll_broken(account, cx)
             }
             None => {
@@ -194,17 +192,27 @@ impl Forwarded {
         }
     }
 
+    fn is_end_stream(&self) -> bool {
+        let is_over = self.lease.as_ref().is_none_or(Lease::is_end_stream);
+        is_over && self.broken.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let hint = self.lease.as_ref().map(Lease::size_hint);
+        hint.unwrap_or(SizeHint::with_exact(0))
+    }
+
     fn finish(&mut self) {
         if let Some(lease) = self.lease.take() {
             lease.home();
         }
     }
 
-    fn broke(&mut self, account: &mut Option<Account>, error: BodyError) {
+    fn broke(&mut self, account: &mut Option<Box<Account>>, error: BodyError) {
         self.lease = None;
         if let Some(account) = account {
             account.record.broken(match error {
-                BodyError::Upstream(_) | BodyError::Cut => "upstream",
+                BodyError::Upstream(_) => "upstream",
                 BodyError::Idle => "idle",
             });
             if self.ends_by_close {
@@ -223,7 +231,7 @@ impl Forwarded {
     /// HTTP/2 connection is never flushed while another of its streams saturates it.
     fn poll_broken(
         &mut self,
-        account: &Option<Account>,
+        account: &Option<Box<Account>>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         loop {
@@ -273,6 +281,13 @@ impl http_body::Body for Body {
         let Self { source, account } = &mut *self;
         match source {
             Source::Own(bytes) => Poll::Ready(bytes.take().map(Frame::data).map(Ok)),
+            Source::Whole(bytes) => {
+                let bytes = bytes.take();
+                if let (Some(account), Some(bytes)) = (account, &bytes) {
+                    account.record.downloaded(bytes.len() as u64);
+                }
+                Poll::Ready(bytes.map(Frame::data).map(Ok))
+            }
             Source::NotModified => Poll::Ready(None),
             Source::Upstream(forwarded) => forwarded.poll(account, cx),
         }
@@ -280,27 +295,31 @@ impl http_body::Body for Body {
 
     fn is_end_stream(&self) -> bool {
         match &self.source {
-            Source::Own(bytes) => bytes.is_none(),
+            Source::Own(bytes) | Source::Whole(bytes) => bytes.is_none(),
             Source::NotModified => false,
-            Source::Upstream(forwarded) => forwarded.incoming.is_end_stream(),
+            Source::Upstream(forwarded) => forwarded.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.source {
-            Source::Own(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
+            Source::Own(bytes) | Source::Whole(bytes) => {
+                SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64)
+            }
             Source::NotModified => SizeHint::with_exact(0),
-            Source::Upstream(forwarded) => forwarded.incoming.size_hint(),
+            Source::Upstream(forwarded) => forwarded.size_hint(),
         }
     }
 }
 
 impl Drop for Body {
     fn drop(&mut self) {
-        if let Source::Upstream(forwarded) = &self.source
-            && forwarded.lease.is_some()
-            && let Some(account) = &mut self.account
-        {
+        let is_broken = match &self.source {
+            Source::Own(_) | Source::NotModified => false,
+            Source::Whole(bytes) => bytes.is_some(),
+            Source::Upstream(forwarded) => forwarded.lease.is_some(),
+        };
+        if is_broken && let Some(account) = &mut self.account {
             account.record.broken("client");
         }
     }

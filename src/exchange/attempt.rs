@@ -11,17 +11,17 @@ use std::task::{Poll, ready};
 use std::time::Duration;
 
 use http::uri::Scheme;
-use http::{Request, Response, Version, request};
+use http::{Version, header, request, response};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::Exchange;
 use super::failure::Failure;
 use super::retry::Loss;
-use crate::forward::{self, Flaw};
+use crate::forward::{self, Crossing, Flaw, Survey};
 use crate::metrics::ConnectResult;
 use crate::plan::{Plan, Timeouts};
-use crate::pool::{Lease, LeaseError, Origin, Outgoing, Progress, SendError, Speaks, Upload, Want};
+use crate::pool::{Lease, LeaseError, Outgoing, Progress, SendError, Speaks, Upload, Want};
 use crate::record::Record;
 use crate::upstream::{Endpoint, Pass, Protocol, Upstream};
 use crate::wire::Pace;
@@ -31,8 +31,7 @@ pub(super) struct Outbound {
     pub(super) head: request::Parts,
     body: Outgoing,
     pub(super) upload: Option<Rc<Upload>>,
-    pub(super) wants_upgrade: bool,
-    pub(super) takes_trailers: bool,
+    pub(super) crossing: Crossing,
     /// An attempt was lost on its way: the app may have seen the request.
     pub(super) was_lost: bool,
     /// What the client spoke; the head is rewritten for whom it is sent to.
@@ -43,20 +42,20 @@ impl Outbound {
     /// `pace` is told when the last byte of the body has been read.
     pub(super) fn new(
         mut head: request::Parts,
+        survey: &Survey,
         incoming: Incoming,
         pace: Rc<Pace>,
         plan: &Plan,
     ) -> Self {
         head.extensions.clear();
         let version = head.version;
-        let crossing = forward::request(head, &plan.rule.header);
+        let crossing = forward::request(&mut head, survey, &plan.rule.header);
         let (body, upload) = Outgoing::new(incoming, version, pace);
         Self {
-            head: crossing.head,
+            head,
             body,
             upload,
-            wants_upgrade: crossing.upgrade,
-            takes_trailers: crossing.trailers,
+            crossing,
             was_lost: false,
             version,
         }
@@ -87,7 +86,11 @@ impl Exchange<'_> {
         upstream: &Arc<Upstream>,
         outbound: &mut Outbound,
         record: &mut Record,
-    ) -> Result<(Response<Incoming>, Lease), Failure> {
+    ) -> Result<(response::Parts, Lease), Failure> {
+        // Before a connection is leased: from there to the first byte nothing may come between.
+        if self.client.ledger.open() > 1 {
+            next_turn().await;
+        }
         let mut tried = None;
         loop {
             let endpoint = pick(&upstream.endpoints, tried).ok_or(Failure::NoEndpoint)?;
@@ -199,57 +202,43 @@ impl Exchange<'_> {
         endpoint: &Endpoint,
         outbound: &mut Outbound,
         record: &mut Record,
-    ) -> Result<Result<(Response<Incoming>, Lease), (Loss, Failure)>, Failure> {
+    ) -> Result<Result<(response::Parts, Lease), (Loss, Failure)>, Failure> {
         let fallback = || format!("{endpoint}");
+        // HTTP/1.0 knows requests without a host; what stands in for it is this endpoint's alone.
+        let is_nameless = outbound.version == Version::HTTP_10
+            && outbound.head.uri.authority().is_none()
+            && !outbound.head.headers.contains_key(header::HOST);
         let fitted = match lease.version() {
             Version::HTTP_2 => forward::to_h2(&mut outbound.head, scheme(&lease), fallback),
-            _ => forward::to_h1(&mut outbound.head, outbound.upload.is_some(), fallback),
-        };
-        fitted.map_err(Failure::BadRequest)?;
-        if outbound.wants_upgrade {
-            lease.expect_upgrade();
-        }
-        // hyper keeps the head it sends. A copy is only made where it can be of use.
-        let is_spare = match lease.version() {
-            Version::HTTP_2 => true,
             _ => {
-                lease.origin() == Origin::Reused
-                    && outbound.upload.is_none()
-                    && outbound.head.method.is_idempotent()
+                let has_body = outbound.upload.is_some();
+                forward::to_h1(&mut outbound.head, outbound.crossing, has_body, fallback)
             }
         };
-        let spare = is_spare.then(|| outbound.head.clone());
-        let method = outbound.head.method.clone();
-        let head = mem::replace(&mut outbound.head, Request::new(()).into_parts().0);
-        let request =
-            Request::from_parts(head, mem::replace(&mut outbound.body, Outgoing::empty()));
+        fitted.map_err(Failure::BadRequest)?;
+        let body = mem::replace(&mut outbound.body, Outgoing::empty());
         record.dispatched();
-        let sending = lease.send(request);
+        let sending = lease.send(&mut outbound.head, body);
         let sent = self.in_time(sending, outbound.upload.as_deref()).await;
-        outbound.head.method = method;
         if let Err(Failure::ResponseTimeout) = &sent {
             lease.distrust();
         }
         match sent? {
-            Ok(response) => Ok(Ok((response, lease))),
+            Ok(answer) => Ok(Ok((answer, lease))),
             // What the engine says then is that the connection broke; it was the client.
             Err(_) if outbound.progress() == Some(Progress::Broken) => {
                 Err(Failure::BadRequest(Flaw::Body))
             }
             Err(error) => {
-                let loss = Loss::of(&error, lease.origin());
-                let failure = Failure::UpstreamReset(match &error {
-                    SendError::Unsent(_) => "closed before the request was sent".into(),
-                    SendError::Refused => "the stream was refused".into(),
-                    SendError::Reset(error) | SendError::Lost(error) => plain(error),
-                });
-                match (error, spare) {
-                    (SendError::Unsent(request), _) => {
-                        (outbound.head, outbound.body) = request.into_parts();
-                    }
-                    (_, Some(spare)) => outbound.head = spare,
-                    (_, None) => return Err(failure),
+                if is_nameless {
+                    outbound.head.headers.remove(header::HOST);
                 }
+                let loss = Loss::of(&error, lease.origin());
+                let failure = Failure::UpstreamReset(match error {
+                    SendError::Unsent => "closed before the request was sent".into(),
+                    SendError::Refused => "the stream was refused".into(),
+                    SendError::Reset(error) | SendError::Lost(error) => plain(&*error),
+                });
                 Ok(Err((loss, failure)))
             }
         }
@@ -262,28 +251,45 @@ impl Exchange<'_> {
         upload: Option<&Upload>,
     ) -> Result<T, Failure> {
         let timeouts = &self.plan.timeouts;
-        let start = Instant::now();
         let mut sending = pin!(sending);
-        let mut alarm = None;
+        let mut waiting = None;
         poll_fn(|cx| {
             if let Poll::Ready(sent) = sending.as_mut().poll(cx) {
                 return Poll::Ready(Ok(sent));
             }
-            let alarm = alarm.get_or_insert_with(|| {
+            let (alarm, start) = waiting.get_or_insert_with(|| {
                 let alarm = self.ground.deadlines.alarm();
-                alarm.set(timeouts.response_headers);
-                alarm
+                let start = alarm.set(timeouts.response_headers);
+                (alarm, start)
             });
             loop {
                 ready!(alarm.poll(cx));
-                match patience(start, upload, timeouts) {
+                match patience(*start, upload, timeouts) {
                     Ok(left) => alarm.set(left),
                     Err(failure) => return Poll::Ready(Err(failure)),
-                }
+                };
             }
         })
         .await
     }
+}
+
+/// Lets the worker's other tasks have their turn first.
+///
+/// Requests that have arrived together are all read before the first is sent. Sent one close behind
+/// the other, they find an upstream that is awake already, and to wake it is a tenth of what a small
+/// request costs in all: 6 % less CPU time with 64 connections (`benches/load`, case `get`), for 5 %
+/// more instructions.
+async fn next_turn() {
+    let mut has_waited = false;
+    poll_fn(|cx| {
+        if mem::replace(&mut has_waited, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 /// How much longer to wait for an answer, or that it has been too long.
@@ -315,7 +321,7 @@ fn speaks(protocol: &Protocol, outbound: &Outbound) -> Speaks {
         Protocol::H1 => Speaks::H1,
         Protocol::H2c => Speaks::H2,
         // An upgrade is a matter of HTTP/1.1.
-        Protocol::Tls(_) if outbound.wants_upgrade => Speaks::H1,
+        Protocol::Tls(_) if outbound.crossing.upgrade => Speaks::H1,
         Protocol::Tls(_) => Speaks::Either,
         Protocol::Auto if outbound.version == Version::HTTP_2 => Speaks::H2,
         Protocol::Auto => Speaks::H1,

@@ -18,7 +18,7 @@ impl Exchange<'_> {
         route: &Route<'_>,
         asked: &HeaderMap,
         asker: Asker,
-        mut account: Account,
+        mut account: Box<Account>,
     ) -> Response<Body> {
         let identity = &self.ground.identity;
         let mut answer = serde_json::json!({

@@ -23,7 +23,7 @@ impl Loss {
     /// What a failed send was.
     pub(super) fn of(error: &SendError, origin: Origin) -> Self {
         match error {
-            SendError::Unsent(_) => Self::Unsent,
+            SendError::Unsent => Self::Unsent,
             SendError::Refused => Self::Refused,
             SendError::Reset(_) => Self::Reset,
             SendError::Lost(_) => Self::Lost(origin),

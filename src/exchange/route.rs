@@ -70,6 +70,21 @@ impl Reason {
     }
 }
 
+/// The name of a session: visible ASCII. Copied from the request once, into what the route header of
+/// the answer needs.
+#[derive(Debug, Clone)]
+pub(super) struct Session(HeaderValue);
+
+impl Session {
+    pub(super) fn new(name: &str) -> Self {
+        Self(HeaderValue::from_str(name).expect("a claim is visible ASCII"))
+    }
+
+    pub(super) fn name(&self) -> &str {
+        self.0.to_str().expect("a claim is visible ASCII")
+    }
+}
+
 /// What a request says about its session, and the way that leads to.
 #[derive(Debug)]
 pub(super) struct Choice<'p, 'h> {
@@ -132,12 +147,10 @@ fn baseline(listener: &HttpListener, reason: Reason) -> Result<Route<'_>, Failur
 }
 
 impl Route<'_> {
-    /// The value of the route header. `session` is the request's own, visible ASCII.
-    pub(super) fn header(&self, session: Option<&str>) -> HeaderValue {
+    /// The value of the route header, for a request that names this session.
+    pub(super) fn header(&self, session: Option<Session>) -> HeaderValue {
         match self {
-            Self::Session(_) => session
-                .and_then(|session| HeaderValue::from_str(session).ok())
-                .expect("a route to a session has a session of visible ASCII"),
+            Self::Session(_) => session.expect("a route to a session has a session").0,
             Self::Baseline(_, reason) => reason.header(),
             Self::Probe => HeaderValue::from_static("probe"),
         }

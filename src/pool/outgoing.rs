@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::wire::Pace;
 
-/// What hyper's client sends: the client's body, passed through.
+/// What is sent to the upstream: the client's body, passed through.
 #[derive(Debug)]
 pub struct Outgoing {
     /// `None`: there is no body, and so nothing to remember.

@@ -10,7 +10,7 @@ use hyper::client::conn::http2;
 use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
 
-use super::{CONNECTION_WINDOW, Counted, LeaseError, Outgoing, STREAM_WINDOW, Socket};
+use super::{CONNECTION_WINDOW, Counted, LeaseError, Outgoing, STREAM_WINDOW, Socket, Use};
 use crate::metrics::Route;
 
 /// Bytes of an HTTP/2 answer's head: what comes from our own apps is trusted to be large with reason.
@@ -76,7 +76,7 @@ impl Shared {
             connection,
             quiet_since: Cell::new(Instant::now()),
             route: route.clone(),
-            counted: RefCell::new(Counted::new(route.idle())),
+            counted: RefCell::new(Counted::new(route, Use::Idle)),
         }))
     }
 
@@ -96,7 +96,10 @@ impl Shared {
 impl Stream {
     pub(super) fn open(shared: Rc<Shared>) -> Self {
         if shared.streams.get() == 0 {
-            shared.counted.replace(Counted::new(shared.route.active()));
+            shared
+                .counted
+                .borrow_mut()
+                .becomes(&shared.route, Use::Active);
         }
         shared.streams.set(shared.streams.get() + 1);
         shared.opened.set(shared.opened.get() + 1);
@@ -108,7 +111,10 @@ impl Drop for Stream {
     fn drop(&mut self) {
         self.0.streams.set(self.0.streams.get() - 1);
         if self.0.streams.get() == 0 {
-            self.0.counted.replace(Counted::new(self.0.route.idle()));
+            self.0
+                .counted
+                .borrow_mut()
+                .becomes(&self.0.route, Use::Idle);
             self.0.quiet_since.set(Instant::now());
         }
     }

@@ -1,5 +1,6 @@
 //! Connections to the apps: kept, shared, limited, spread and let go.
 
+mod behind;
 mod endpoints;
 mod limits;
 mod shared;

@@ -20,17 +20,59 @@ use crate::support::way::Way;
 use super::{one_worker, tagged, with_session};
 
 #[tokio::test]
-async fn an_answer_with_two_framings_is_as_long_as_its_chunks() {
-    let answer = "HTTP/1.1 200 OK\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n\
-                  c\r\nhello, world\r\n0\r\n\r\n";
-    let app = Upstream::that_answers("pr-42", answer).await;
-    let proxy = with_session("h1", &app).start().await;
+async fn an_answer_whose_end_can_be_read_in_two_ways_is_refused_and_its_connection_not_used_again()
+{
+    const CHUNKS: &str = "c\r\nhello, world\r\n0\r\n\r\n";
+    let table = [
+        (
+            "1.1",
+            "content-length: 5\r\ntransfer-encoding: chunked",
+            "both content-length and transfer-encoding",
+        ),
+        (
+            "1.1",
+            "transfer-encoding: chunked\r\ncontent-length: 22",
+            "both content-length and transfer-encoding",
+        ),
+        (
+            "1.1",
+            "content-length: 5\r\ncontent-length: 22",
+            "a content-length that is not one number",
+        ),
+        (
+            "1.1",
+            "content-length: 5, 22",
+            "a content-length that is not one number",
+        ),
+        (
+            "1.1",
+            "transfer-encoding: gzip, chunked",
+            "a transfer coding other than chunked",
+        ),
+        (
+            "1.0",
+            "connection: keep-alive\r\ntransfer-encoding: chunked",
+            "a transfer coding other than chunked",
+        ),
+    ];
+    for (version, framing, wrong) in table {
+        let answer = format!("HTTP/{version} 200 OK\r\n{framing}\r\n\r\n{CHUNKS}");
+        let app = Upstream::that_answers("pr-42", answer).await;
+        let proxy = with_session("h1", &app).start().await;
 
-    for way in Way::all() {
-        let answer = way.send(proxy.http(), tagged(Request::get("/"))).await;
+        for (nth, way) in Way::all().into_iter().enumerate() {
+            let answer = way.send(proxy.http(), tagged(Request::get("/"))).await;
 
-        assert_eq!(answer.text(), "hello, world", "{way:?}");
-        assert!(!answer.fields.has("content-length"), "{way:?}: {answer:#?}");
+            assert_eq!(
+                (answer.status, answer.reason().as_str()),
+                (502, "upstream-reset"),
+                "{way:?} {framing:?}"
+            );
+            let problem = answer.json();
+            let detail = problem["detail"].as_str().unwrap_or_default();
+            assert!(detail.contains(wrong), "{way:?} {framing:?}: {problem}");
+            assert_eq!((app.requests(), app.connections()), (nth + 1, nth + 1));
+        }
     }
 }
 
