@@ -16,7 +16,7 @@ use bytes::{Bytes, BytesMut};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -35,7 +35,7 @@ mod parting;
 mod watch;
 
 use paced::StreamExecutor;
-use watch::{Late, Watch};
+use watch::{Late, QUIET, Watch};
 
 /// How long an HTTP/2 client without a request has to answer our GOAWAY, or to take up what it still
 /// has to read: the engine does not tell whether a closed window holds something back.
@@ -44,6 +44,9 @@ const FAREWELL: Duration = Duration::from_secs(5);
 /// An alarm for connections whose streams have deadlines of their own: the start of a drain wakes
 /// whoever has one.
 const SOME_DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// Fields of a head that the HTTP/1 engine allows when it is not told.
+const ENGINE_HEADERS: usize = 100;
 
 /// The first bytes of HTTP/2 (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -219,19 +222,44 @@ impl Connection {
         }
     }
 
+    /// Serves HTTP/1 requests until the connection is over. `first` is read before `stream`.
     async fn h1<S: ByteStream>(self, stream: S, first: Bytes) {
+        let mut arrived = Some((stream, first));
+        while let Some((stream, first)) = arrived {
+            // Boxed: a connection at rest gives the room back.
+            arrived = match Box::pin(self.serve_h1(stream, first)).await {
+                Some((stream, begun)) if begun.is_empty() => {
+                    // Even empty it holds the engine's buffer.
+                    drop(begun);
+                    self.rest(stream).await
+                }
+                // The beginning of a head that came while its forerunner was served: its time starts.
+                begun => begun,
+            };
+        }
+    }
+
+    /// Serves requests for as long as they come. Gives back the stream of a connection that nobody
+    /// has used for a while, because the engine would hold its buffers for it; and what the engine has
+    /// read and not served.
+    async fn serve_h1<S: ByteStream>(&self, stream: S, first: Bytes) -> Option<(S, Bytes)> {
         let service = |request| exchange(self.ground.clone(), self.client.clone(), request);
         let transport = Transport::new(stream, first, self.client.wire.clone(), Engine::H1);
         let is_last = self.ground.is_draining.get() || self.client.is_one_too_many;
-        let mut engine = http1::Builder::new()
+        let mut builder = http1::Builder::new();
+        builder
             .auto_date_header(false)
             .keep_alive(!is_last)
             // One more than allowed: an incomplete head that long is answered by the watch.
             .max_header_size(self.limits.header_bytes + 1)
-            .max_headers(self.limits.headers)
-            .header_read_timeout(None)
-            .serve_connection(TokioIo::new(transport), service_fn(service));
-        let mut watch = Watch::new(&self);
+            .header_read_timeout(None);
+        // Told a number, be it its own, the engine fills a table of that size for every head: 250 more
+        // instructions.
+        if self.limits.headers != ENGINE_HEADERS {
+            builder.max_headers(self.limits.headers);
+        }
+        let mut engine = builder.serve_connection(TokioIo::new(transport), service_fn(service));
+        let mut watch = Watch::new(self);
         let mut is_told_to_end = is_last;
         // In a drain a connection is in flight until its last answer has left the buffers.
         let mut flight = None;
@@ -259,18 +287,49 @@ impl Connection {
         match end {
             Ok(result) => {
                 if let Some(upgraded) = self.client.upgraded.take() {
-                    return Box::pin(self.tunnel(stream, parts.read_buf, upgraded)).await;
+                    Box::pin(self.tunnel(stream, parts.read_buf, upgraded)).await;
+                } else {
+                    Box::pin(self.close(stream, result)).await;
                 }
-                Box::pin(self.close(stream, result)).await;
             }
             Err(Late::Head) => Box::pin(self.turn_away(stream, Failure::HeadTimeout)).await,
             Err(Late::TooLong) if self.client.wire.is_first_line_too_long() => {
                 Box::pin(self.turn_away(stream, Failure::TargetTooLong)).await;
             }
             Err(Late::TooLong) => Box::pin(self.turn_away(stream, Failure::HeadTooLarge)).await,
-            Err(Late::Idle) => {}
+            Err(Late::Quiet) if is_told_to_end => {}
+            Err(Late::Quiet) => return Some((stream.into_inner(), parts.read_buf)),
             Err(Late::Stalled) => abort(stream.stream().tcp()),
         }
+        None
+    }
+
+    /// Waits for the next request of a connection that has been quiet, without a buffer. `None` when
+    /// none comes.
+    async fn rest<S: ByteStream>(&self, mut stream: S) -> Option<(S, Bytes)> {
+        self.client.wire.rests();
+        let alarm = self.ground.deadlines.alarm();
+        alarm.set(self.timeouts.keep_alive.saturating_sub(QUIET));
+        let mut first = BytesMut::new();
+        let is_there = {
+            let mut reading = pin!(some_bytes(&mut stream, &mut first));
+            poll_fn(|cx| match reading.as_mut().poll(cx) {
+                Poll::Ready(is_there) => Poll::Ready(is_there),
+                Poll::Pending if self.ground.is_draining.get() => Poll::Ready(false),
+                Poll::Pending => alarm.poll(cx).map(|()| false),
+            })
+            .await
+        };
+        if is_there {
+            return Some((stream, first.freeze()));
+        }
+        // TLS has a word for the end.
+        let _ = self
+            .ground
+            .deadlines
+            .within(FAREWELL, stream.shutdown())
+            .await;
+        None
     }
 
     async fn h2<S: ByteStream>(self, stream: S, first: Bytes) {
@@ -374,27 +433,30 @@ impl Connection {
 
 /// Reads into `first` until it is clear whether the preface of HTTP/2 is coming. False: the client
 /// left.
-///
-/// The buffer is on the stack and only while something is read: a connection that waits for its
-/// first byte costs no buffer.
 async fn first_bytes<S: ByteStream>(stream: &mut S, first: &mut BytesMut) -> bool {
-    loop {
-        let read = poll_fn(|cx| {
-            let mut chunk = [0; 4096];
-            let mut chunk = ReadBuf::new(&mut chunk);
-            Pin::new(&mut *stream)
-                .poll_read(cx, &mut chunk)
-                .map_ok(|()| {
-                    first.extend_from_slice(chunk.filled());
-                    chunk.filled().len()
-                })
-        });
-        if !matches!(read.await, Ok(1..)) {
-            return false;
-        }
+    while some_bytes(stream, first).await {
         let known = first.len().min(PREFACE.len());
         if known == PREFACE.len() || first[..known] != PREFACE[..known] {
             return true;
         }
     }
+    false
+}
+
+/// Reads into `bytes` once. False: the client left.
+///
+/// The buffer is on the stack and only while something is read: a connection that waits for a byte
+/// costs no buffer.
+async fn some_bytes<S: ByteStream>(stream: &mut S, bytes: &mut BytesMut) -> bool {
+    let read = poll_fn(|cx| {
+        let mut chunk = [0; 4096];
+        let mut chunk = ReadBuf::new(&mut chunk);
+        Pin::new(&mut *stream)
+            .poll_read(cx, &mut chunk)
+            .map_ok(|()| {
+                bytes.extend_from_slice(chunk.filled());
+                chunk.filled().len()
+            })
+    });
+    matches!(read.await, Ok(1..))
 }

@@ -12,10 +12,13 @@ use crate::wire::{Stage, Wire};
 /// reading, or may be gone. So long without a byte to send it, and it counts as gone.
 const HALF_CLOSE_GRACE: Duration = Duration::from_secs(5);
 
+/// How long a connection keeps its buffers between two requests.
+pub(super) const QUIET: Duration = Duration::from_secs(1);
+
 /// How a connection of HTTP/1 ended before the engine was done with it.
 pub(super) enum Late {
-    /// Between requests, for too long.
-    Idle,
+    /// Between requests, for [`QUIET`] or as long as allowed.
+    Quiet,
     /// In the middle of a head.
     Head,
     /// The head is longer than allowed.
@@ -54,7 +57,7 @@ impl<'c> Watch<'c> {
         // With bytes on their way it is a slow client like any other.
         let is_silent = is_half_closed && !self.wire.has_unflushed();
         let limit = match stage {
-            Stage::Quiet => self.timeouts.keep_alive,
+            Stage::Quiet => self.timeouts.keep_alive.min(QUIET),
             Stage::Head => self.timeouts.request_headers,
             _ if is_silent => HALF_CLOSE_GRACE,
             _ => self.timeouts.body_idle,
@@ -73,7 +76,7 @@ impl<'c> Watch<'c> {
             let has_moved = self.moved != self.wire.moved();
             match stage {
                 Stage::Head => return Poll::Ready(Late::Head),
-                Stage::Quiet => return Poll::Ready(Late::Idle),
+                Stage::Quiet => return Poll::Ready(Late::Quiet),
                 _ if has_moved => {}
                 _ if is_silent => return self.give_up(cx),
                 Stage::Leaving => return Poll::Ready(Late::Stalled),

@@ -37,6 +37,10 @@ impl<S> Transport<S> {
         }
     }
 
+    pub fn into_inner(self) -> S {
+        self.stream
+    }
+
     pub fn stream(&self) -> &S {
         &self.stream
     }

@@ -40,6 +40,71 @@ async fn a_second_head_that_began_with_the_first_request_has_its_own_deadline() 
     assert_eq!(app.requests(), 3);
 }
 
+/// For so long a connection keeps its buffers, and a little longer.
+const LONGER_THAN_QUIET: Duration = Duration::from_millis(1300);
+
+#[tokio::test]
+async fn the_beginning_of_a_head_behind_a_body_is_not_lost_in_a_pause() {
+    let app = Upstream::site("baseline").await;
+    let proxy = Setup::new().baseline(app.address).start().await;
+    let mut wire = raw::connect(proxy.http()).await;
+    let first = "POST /one HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\nhello";
+    let begun = "GET /two HTTP/1.1\r\nhost: a\r\nx-note: ";
+    wire.send(format!("{first}{begun}")).await.expect("open");
+    let answer = within("the first", wire.answer("POST")).await;
+    assert_eq!(answer.expect("an answer").status, 200);
+
+    tokio::time::sleep(LONGER_THAN_QUIET).await;
+    // Taken for a request, it would be one that nobody sent.
+    wire.send("GET /evil HTTP/1.1\r\n\r\n").await.expect("open");
+
+    let answer = within("the second", wire.answer("GET")).await;
+    assert_eq!(answer.expect("an answer").status, 200);
+    assert_eq!(app.requests(), 2);
+    assert_eq!(app.last().target, "/two");
+}
+
+#[tokio::test]
+async fn a_connection_at_rest_serves_again_and_goes_with_the_drain() {
+    let app = Upstream::site("baseline").await;
+    let proxy = Setup::new().baseline(app.address).start().await;
+    let mut wire = raw::connect(proxy.http()).await;
+
+    for _ in 0..3 {
+        wire.send(GET).await.expect("open");
+        let answer = within("an answer", wire.answer("GET")).await;
+        assert_eq!(answer.expect("an answer").status, 200);
+        tokio::time::sleep(LONGER_THAN_QUIET).await;
+    }
+    // In pieces, the first of which wakes it.
+    for piece in GET.as_bytes().chunks(7) {
+        wire.send(piece).await.expect("open");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let answer = within("an answer", wire.answer("GET")).await;
+    assert_eq!(answer.expect("an answer").status, 200);
+
+    tokio::time::sleep(LONGER_THAN_QUIET).await;
+    proxy.signal("TERM");
+    assert_eq!(within("the end", wire.rest()).await.1, Ending::Fin);
+    assert_eq!(app.requests(), 4);
+}
+
+#[tokio::test]
+async fn a_connection_at_rest_ends_when_it_may_no_longer_be_idle() {
+    let app = Upstream::site("baseline").await;
+    let setup = Setup::new().baseline(app.address);
+    let proxy = setup.top("timeouts: { keepAlive: 1500ms }").start().await;
+    let mut wire = raw::connect(proxy.http()).await;
+    wire.send(GET).await.expect("open");
+    let start = Instant::now();
+    let answer = within("an answer", wire.answer("GET")).await;
+    assert_eq!(answer.expect("an answer").status, 200);
+
+    assert_eq!(within("the end", wire.rest()).await.1, Ending::Fin);
+    assert!(start.elapsed() >= Duration::from_millis(1400));
+}
+
 #[tokio::test]
 async fn a_first_byte_that_may_be_http2_and_no_second_is_408() {
     let app = Upstream::site("baseline").await;
