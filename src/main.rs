@@ -24,6 +24,9 @@ enum Failed {
     Error(anyhow::Error),
 }
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(arguments) => run(arguments),
