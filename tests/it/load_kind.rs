@@ -119,6 +119,7 @@ fn row<'r>(report: &'r str, way: &str) -> &'r str {
 }
 
 #[test]
+#[ignore = "needs python3: cargo test --test it load_kind:: -- --ignored"]
 fn the_report_has_every_way_with_the_median_of_its_rounds() {
     let cluster = Cluster::that_answers(&[1000, 4000, 1200]);
 
@@ -164,6 +165,7 @@ fn the_report_has_every_way_with_the_median_of_its_rounds() {
 }
 
 #[test]
+#[ignore = "needs python3: cargo test --test it load_kind:: -- --ignored"]
 fn only_the_named_cluster_is_spoken_to_and_its_own_namespaces_are_deleted() {
     let cluster = Cluster::that_answers(&[1000]);
 
@@ -197,6 +199,7 @@ fn only_the_named_cluster_is_spoken_to_and_its_own_namespaces_are_deleted() {
 }
 
 #[test]
+#[ignore = "needs python3: cargo test --test it load_kind:: -- --ignored"]
 fn both_proxies_are_wrapped_by_the_same_mirrord_and_every_load_has_an_end() {
     let cluster = Cluster::that_answers(&[1000]);
 
@@ -238,6 +241,7 @@ fn both_proxies_are_wrapped_by_the_same_mirrord_and_every_load_has_an_end() {
 }
 
 #[test]
+#[ignore = "needs python3: cargo test --test it load_kind:: -- --ignored"]
 fn pods_meet_the_standard_that_their_namespace_enforces() {
     let cluster = Cluster::that_answers(&[1000]);
 
@@ -268,6 +272,7 @@ fn pods_meet_the_standard_that_their_namespace_enforces() {
 }
 
 #[test]
+#[ignore = "needs python3: cargo test --test it load_kind:: -- --ignored"]
 fn without_an_image_of_socat_the_report_says_that_it_is_left_out() {
     let cluster = Cluster::that_answers(&[1000]);
 
@@ -280,6 +285,7 @@ fn without_an_image_of_socat_the_report_says_that_it_is_left_out() {
 }
 
 #[test]
+#[ignore = "needs python3: cargo test --test it load_kind:: -- --ignored"]
 fn a_load_with_an_error_in_it_ends_the_measurement_and_nothing_is_left() {
     let wrong = r#"echo '{"requests":9,"errors":1,"first_error":"status 502","seconds":2,"latency_us":{"p50":1,"p99":1}}'"#;
     for (report, named) in [
@@ -310,6 +316,7 @@ fn a_load_with_an_error_in_it_ends_the_measurement_and_nothing_is_left() {
 }
 
 #[test]
+#[ignore = "needs python3: cargo test --test it load_kind:: -- --ignored"]
 fn what_was_mistyped_is_named_and_nothing_is_asked() {
     let cluster = Cluster::that_answers(&[1000]);
     for (arguments, named) in [
