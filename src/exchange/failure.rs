@@ -110,7 +110,7 @@ impl Failure {
             Self::NoEndpoint => "the session is known but has no live endpoint; try again".into(),
             Self::ConnectFailed(why) => format!("no connection to the app: {why}"),
             Self::UpstreamReset(why) => {
-                format!("the app ended the connection before it answered: {why}")
+                format!("no usable answer came from the app: {why}")
             }
             Self::ConnectTimeout => "no connection to the app in time".into(),
             Self::ResponseTimeout => "no answer from the app in time".into(),
