@@ -133,6 +133,9 @@ impl<'a> Placeholder<'a> {
             bail!("{name} exists and is none of ours; delete or rename it");
         }
         if there.metadata.deletion_timestamp.is_some() {
+            // Whoever told it to end may not have stayed for its end (see `Made`).
+            let uid = there.uid().unwrap_or_default();
+            self.cluster.remove(name, &uid).await?;
             return Ok(None);
         }
         let is_ours = self.cluster.is_author(&there.metadata) || self.claim(&there).await?;

@@ -171,10 +171,9 @@ impl Made {
                 return Ok(Outcome::Shared);
             }
             let uid = seen.uid.clone().unwrap_or_default();
-            if seen.deletion_timestamp.is_some() {
-                return Ok(Outcome::Going(uid));
-            }
-            // Only as it was seen: somebody may be joining it this very moment.
+            // Also where it is ending: the API server ends a pod without a node in two steps, and one
+            // whose deletion was interrupted between them waits for another deletion. Only as it was
+            // seen: somebody may be joining it this very moment.
             match cluster.remove_unchanged(&entry.name, seen).await? {
                 Removal::Gone => return Ok(Outcome::Gone),
                 Removal::Going => return Ok(Outcome::Going(uid)),

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Pod, ResourceQuota};
+use k8s_openapi::api::core::v1::{Pod, PodSchedulingGate, ResourceQuota};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use serde_json::json;
@@ -130,13 +131,73 @@ async fn an_interrupt_at_any_moment_of_it_leaves_no_placeholder() {
         let moment = Duration::from_millis(random.u64(..800));
         tokio::time::sleep(moment).await;
         run.signal("INT");
-        run.end().await;
-        assert_no_placeholder(&stage).await;
+        let ended = run.end().await;
+        let names = stage.names().await;
+        let is_left = names.iter().any(|name| name.contains("placeholder"));
+        assert!(!is_left, "{names:?} after {moment:?}\n{ended}");
         // Where it came too early the old one is still there.
         let cleaned = stage.cleanup(&["--session", "pr-42"]).end().await;
         cleaned.well();
         stage.is_clean().await;
     }
+}
+
+/// The API server ends a pod without a node in two steps, and who hangs up between them leaves one that is
+/// ending for ever, unless somebody ends it again.
+#[tokio::test]
+#[ignore = "needs a control plane: tests/cluster/run"]
+async fn a_placeholder_whose_deletion_was_interrupted_is_ended_by_the_next_call() {
+    let cluster = Cluster::shared().await;
+    let stage = Stage::with(&cluster, &[("orders", 1)]).await;
+    deploy_image(&stage, "first", &[]).end().await.well();
+    let mut left = stage.pod("pr-orders-pr-42").await.expect("it was made");
+    left.metadata = ObjectMeta {
+        name: Some(PLACEHOLDER.to_owned()),
+        labels: left.metadata.labels.take(),
+        ..ObjectMeta::default()
+    };
+    let spec = left.spec.as_mut().expect("every pod has one");
+    spec.node_name = None;
+    spec.scheduling_gates = Some(vec![PodSchedulingGate {
+        name: "session-proxy/placeholder".to_owned(),
+    }]);
+    interrupted_deletion(&stage, &left).await;
+
+    deploy_image(&stage, "newer", &[]).end().await.well();
+
+    assert_no_placeholder(&stage).await;
+}
+
+/// Makes that pod, and hangs up in the middle of its deletion.
+async fn interrupted_deletion(stage: &Stage, pod: &Pod) {
+    let pods = stage.namespace.api::<Pod>();
+    let name = pod.name_any();
+    for attempt in 0..4_000_u64 {
+        stage.namespace.create(pod).await;
+        let moment = Duration::from_micros(500 + 50 * (attempt % 100));
+        let at_once = DeleteParams::default();
+        let deleting = pods.delete(&name, &at_once);
+        let _ = tokio::time::timeout(moment, deleting).await;
+        // What the API server goes on with, it has soon done.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        let is_ending = async || {
+            let there = stage.pod(&name).await?;
+            there.metadata.deletion_timestamp
+        };
+        if is_ending().await.is_some() {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            if is_ending().await.is_some() {
+                return;
+            }
+        }
+        let _ = pods.delete(&name, &at_once).await;
+        gone(stage, &name).await;
+    }
+    panic!("no deletion was interrupted in the middle");
+}
+
+async fn gone(stage: &Stage, pod: &str) {
+    eventually("it is gone", async || stage.pod(pod).await.is_none()).await;
 }
 
 /// Each makes anew what the other made, until one is done: that one's is what stays.
