@@ -4,7 +4,6 @@
 //! ends an exchange ends its record: the last byte, a broken upstream, a client that hangs up.
 //! Text is copied only while someone reads it, as access log or tap. Header values never are.
 
-use std::cell::Cell;
 use std::fmt;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -104,7 +103,6 @@ pub struct Ledger {
     journal: Arc<Journal>,
     listener: Arc<ListenerMetrics>,
     none: Arc<Route>,
-    open: Cell<usize>,
 }
 
 impl Ledger {
@@ -114,18 +112,12 @@ impl Ledger {
             journal: Arc::clone(journal),
             listener: Arc::clone(listener),
             none: journal.metrics.route("none"),
-            open: Cell::new(0),
         })
     }
 
     /// An answer to bytes that never became a request, and so have no record.
     pub fn refused(&self, status: u16, reason: &'static str) {
         self.none.on(&self.listener).count(reason, status);
-    }
-
-    /// Records that are open on this page: requests in flight of this worker and listener.
-    pub fn open(&self) -> usize {
-        self.open.get()
     }
 }
 
@@ -170,7 +162,6 @@ impl Record {
     /// Opens the account of a request whose head has just arrived from `client`.
     pub fn open<B>(ledger: &Rc<Ledger>, request: &Request<B>, client: SocketAddr) -> Self {
         let now = Instant::now();
-        ledger.open.set(ledger.open.get() + 1);
         ledger.journal.metrics.requests_in_flight.inc();
         Self {
             ledger: Rc::clone(ledger),
@@ -323,7 +314,6 @@ impl Drop for Record {
             metrics.response_bytes.inc_by(self.response_bytes);
         }
         metrics.requests_in_flight.dec();
-        ledger.open.set(ledger.open.get() - 1);
 
         if let Some(notes) = self.notes.take() {
             let line = self.line(*notes, status, reason, took);
@@ -411,7 +401,6 @@ mod tests {
         record.uploaded(3);
         record.downloaded(5);
         assert_eq!(ledger.journal.metrics.requests_in_flight.get(), 1);
-        assert_eq!(ledger.open(), 1);
         assert!(counted(&ledger).is_empty());
 
         drop(record);
@@ -434,7 +423,6 @@ mod tests {
             (3, 5)
         );
         assert_eq!(metrics.requests_in_flight.get(), 0);
-        assert_eq!(ledger.open(), 0);
     }
 
     #[test]

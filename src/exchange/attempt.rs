@@ -87,10 +87,6 @@ impl Exchange<'_> {
         outbound: &mut Outbound,
         record: &mut Record,
     ) -> Result<(response::Parts, Lease), Failure> {
-        // Before a connection is leased: from there to the first byte nothing may come between.
-        if self.client.ledger.open() > 1 {
-            next_turn().await;
-        }
         let mut tried = None;
         loop {
             let endpoint = pick(&upstream.endpoints, tried).ok_or(Failure::NoEndpoint)?;
@@ -272,24 +268,6 @@ impl Exchange<'_> {
         })
         .await
     }
-}
-
-/// Lets the worker's other tasks have their turn first.
-///
-/// Requests that have arrived together are all read before the first is sent. Sent one close behind
-/// the other, they find an upstream that is awake already, and to wake it is a tenth of what a small
-/// request costs in all: 6 % less CPU time with 64 connections (`benches/load`, case `get`), for 5 %
-/// more instructions.
-async fn next_turn() {
-    let mut has_waited = false;
-    poll_fn(|cx| {
-        if mem::replace(&mut has_waited, true) {
-            return Poll::Ready(());
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
 }
 
 /// How much longer to wait for an answer, or that it has been too long.
