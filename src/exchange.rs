@@ -99,17 +99,7 @@ pub fn exchange(
         upload: None,
     });
     let flaw = has_two_framings.then_some(Flaw::TwoFramings);
-    async move { Ok(serve(&ground, &client, request, &survey, flaw, account).await) }
-}
-
-async fn serve(
-    ground: &Rc<Ground>,
-    client: &Client,
-    request: Request<Incoming>,
-    survey: &Survey,
-    flaw: Option<Flaw>,
-    mut account: Box<Account>,
-) -> Response<Body> {
+    // All that needs no wait, before the future: what it takes by value it would hold twice.
     let plan = ground.plan.borrow().clone();
     let (head, incoming) = request.into_parts();
     let asker = Asker {
@@ -118,38 +108,20 @@ async fn serve(
         is_grpc: survey.is_grpc,
         wants_route: plan.responses.route_header,
     };
-    if let Err(failure) = admit(ground, client, &plan, &head, survey, flaw) {
-        let header = none_header(failure.reason());
-        return asker.refuse(&failure, None, header, account);
-    }
-
-    let listener = &*client.listener;
-    let Choice { session, route } = choose(&plan, listener, &head.headers);
-    let session = session.map(|name| Session::new(&name));
-    let route = match route {
-        Ok(route) => route,
-        Err(failure) => {
-            let name = session.as_ref().map(Session::name);
-            if let Some(upstream) = name.and_then(|name| plan.sessions.find(name)) {
-                account
-                    .record
-                    .routed(&upstream.route, failure.reason(), name);
-            }
-            let header = none_header(failure.reason());
-            return asker.refuse(&failure, name, header, account);
-        }
-    };
+    let admitted = admit(&ground, &client, &plan, &head, &survey, flaw);
     let pace = account.turn.pace().clone();
-    let mut outbound = Outbound::new(head, survey, incoming, pace, &plan);
-    let exchange = Exchange {
-        ground,
-        plan: &plan,
-        listener,
-        client,
-    };
-    exchange
-        .follow(route, session, &mut outbound, asker, account)
-        .await
+    let mut outbound = Outbound::new(head, &survey, incoming, pace, &plan);
+    async move {
+        let exchange = Exchange {
+            ground: &ground,
+            plan: &plan,
+            listener: &client.listener,
+            client: &client,
+        };
+        Ok(exchange
+            .serve(admitted, &mut outbound, asker, account)
+            .await)
+    }
 }
 
 /// What is refused before any route is looked for.
@@ -277,6 +249,34 @@ struct Exchange<'a> {
 }
 
 impl Exchange<'_> {
+    async fn serve(
+        &self,
+        admitted: Result<(), Failure>,
+        outbound: &mut Outbound,
+        asker: Asker,
+        mut account: Box<Account>,
+    ) -> Response<Body> {
+        if let Err(failure) = admitted {
+            let header = none_header(failure.reason());
+            return asker.refuse(&failure, None, header, account);
+        }
+        let Choice { session, route } = choose(self.plan, self.listener, &outbound.head.headers);
+        let session = session.map(|name| Session::new(&name));
+        match route {
+            Ok(route) => self.follow(route, session, outbound, asker, account).await,
+            Err(failure) => {
+                let name = session.as_ref().map(Session::name);
+                if let Some(upstream) = name.and_then(|name| self.plan.sessions.find(name)) {
+                    account
+                        .record
+                        .routed(&upstream.route, failure.reason(), name);
+                }
+                let header = none_header(failure.reason());
+                asker.refuse(&failure, name, header, account)
+            }
+        }
+    }
+
     async fn follow(
         &self,
         mut route: Route<'_>,

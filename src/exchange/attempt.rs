@@ -4,7 +4,7 @@
 use std::cell::Cell;
 use std::future::poll_fn;
 use std::mem;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, ready};
@@ -214,8 +214,10 @@ impl Exchange<'_> {
         fitted.map_err(Failure::BadRequest)?;
         let body = mem::replace(&mut outbound.body, Outgoing::empty());
         record.dispatched();
-        let sending = lease.send(&mut outbound.head, body);
-        let sent = self.in_time(sending, outbound.upload.as_deref()).await;
+        let sent = {
+            let sending = pin!(lease.send(&mut outbound.head, body));
+            self.in_time(sending, outbound.upload.as_deref()).await
+        };
         if let Err(Failure::ResponseTimeout) = &sent {
             lease.distrust();
         }
@@ -243,11 +245,10 @@ impl Exchange<'_> {
     /// Waits for the head of the answer. The clock stands while the client is still sending.
     async fn in_time<T>(
         &self,
-        sending: impl Future<Output = T>,
+        mut sending: Pin<&mut impl Future<Output = T>>,
         upload: Option<&Upload>,
     ) -> Result<T, Failure> {
         let timeouts = &self.plan.timeouts;
-        let mut sending = pin!(sending);
         let mut waiting = None;
         poll_fn(|cx| {
             if let Poll::Ready(sent) = sending.as_mut().poll(cx) {
