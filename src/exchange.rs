@@ -7,12 +7,13 @@
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
-use http::{Method, Request, Response, StatusCode, Version, request, response};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Version, request, response};
 use http_body::Body as _;
 use hyper::body::Incoming;
 
@@ -92,7 +93,7 @@ pub fn exchange(
     let record = Record::open(&client.ledger, &request, client.address);
     let survey = Survey::of(request.headers());
     let has_two_framings = survey.has_coding() && client.wire.had_two_framings();
-    let account = Box::new(Account {
+    let mut account = Box::new(Account {
         record,
         flight: ground.draining.take_off(),
         turn: client.wire.take_turn(request.body().is_end_stream()),
@@ -118,9 +119,20 @@ pub fn exchange(
             listener: &client.listener,
             client: &client,
         };
-        Ok(exchange
-            .serve(admitted, &mut outbound, asker, account)
-            .await)
+        let way = exchange.way(admitted, &outbound.head.headers, &mut account.record);
+        match way {
+            Ok((route, session)) => {
+                // Pinned where it is made: awaited, it would be copied twice more.
+                let following =
+                    pin!(exchange.follow(route, session, &mut outbound, asker, account));
+                Ok(following.await)
+            }
+            Err((failure, session)) => {
+                let name = session.as_ref().map(Session::name);
+                let header = none_header(failure.reason());
+                Ok(asker.refuse(&failure, name, header, account))
+            }
+        }
     }
 }
 
@@ -249,30 +261,24 @@ struct Exchange<'a> {
 }
 
 impl Exchange<'_> {
-    async fn serve(
+    /// Which way the request goes, or why nowhere; with the session that it names.
+    fn way(
         &self,
         admitted: Result<(), Failure>,
-        outbound: &mut Outbound,
-        asker: Asker,
-        mut account: Box<Account>,
-    ) -> Response<Body> {
-        if let Err(failure) = admitted {
-            let header = none_header(failure.reason());
-            return asker.refuse(&failure, None, header, account);
-        }
-        let Choice { session, route } = choose(self.plan, self.listener, &outbound.head.headers);
+        headers: &HeaderMap,
+        record: &mut Record,
+    ) -> Result<(Route<'_>, Option<Session>), (Failure, Option<Session>)> {
+        admitted.map_err(|failure| (failure, None))?;
+        let Choice { session, route } = choose(self.plan, self.listener, headers);
         let session = session.map(|name| Session::new(&name));
         match route {
-            Ok(route) => self.follow(route, session, outbound, asker, account).await,
+            Ok(route) => Ok((route, session)),
             Err(failure) => {
                 let name = session.as_ref().map(Session::name);
                 if let Some(upstream) = name.and_then(|name| self.plan.sessions.find(name)) {
-                    account
-                        .record
-                        .routed(&upstream.route, failure.reason(), name);
+                    record.routed(&upstream.route, failure.reason(), name);
                 }
-                let header = none_header(failure.reason());
-                asker.refuse(&failure, name, header, account)
+                Err((failure, session))
             }
         }
     }
