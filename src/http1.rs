@@ -185,9 +185,9 @@ impl<S: AsyncRead + AsyncWrite + Clone + Unpin + 'static> Connection<S> {
         // Given up halfway, it carries no other.
         self.stays = false;
         self.output.clear();
-        head::write(head, &mut self.output);
+        let coding = head::write(head, &mut self.output);
         let output = std::mem::take(&mut self.output);
-        let mut upload = Upload::new(self.socket.clone(), &head.headers, body, output);
+        let mut upload = Upload::new(self.socket.clone(), coding, body, output);
         let mut failure = None;
         let answer = poll_fn(|cx| {
             if failure.is_none()

@@ -38,11 +38,21 @@ pub(super) struct Upload<S, B> {
 }
 
 /// How the body is framed.
-enum Coding {
+pub(super) enum Coding {
     /// So many bytes are still promised.
     Length(u64),
     /// `Trailer`, which names what may follow the last chunk.
     Chunked(Option<HeaderValue>),
+}
+
+impl Coding {
+    /// What the fields of a request say.
+    pub(super) fn of(fields: &HeaderMap) -> Self {
+        match fields.get(header::TRANSFER_ENCODING) {
+            Some(_) => Self::Chunked(fields.get(header::TRAILER).cloned()),
+            None => Self::Length(promised(fields).unwrap_or(0)),
+        }
+    }
 }
 
 /// Why a request did not get out.
@@ -56,12 +66,8 @@ pub(super) enum Broken {
 }
 
 impl<S: AsyncWrite + Unpin, B: Body<Data = Bytes> + Unpin> Upload<S, B> {
-    /// `head` is the head in bytes, `fields` the same as a map.
-    pub(super) fn new(socket: S, fields: &HeaderMap, body: B, head: Vec<u8>) -> Self {
-        let coding = match fields.get(header::TRANSFER_ENCODING) {
-            Some(_) => Coding::Chunked(fields.get(header::TRAILER).cloned()),
-            None => Coding::Length(promised(fields).unwrap_or(0)),
-        };
+    /// `head` is the head in bytes, `coding` what it says of the body.
+    pub(super) fn new(socket: S, coding: Coding, body: B, head: Vec<u8>) -> Self {
         // What the head announces is owed, even by a body that has turned out to be empty since.
         let is_read = body.is_end_stream() && matches!(coding, Coding::Length(0));
         Self {
@@ -375,7 +381,7 @@ mod tests {
         socket.0.borrow_mut().at_once = at_once;
         let frames = frames.into_iter().map(Ok::<_, io::Error>);
         let body = StreamBody::new(stream::iter(frames));
-        let mut upload = Upload::new(socket.clone(), &fields(head), body, HEAD.into());
+        let mut upload = Upload::new(socket.clone(), Coding::of(&fields(head)), body, HEAD.into());
         let mut cx = Context::from_waker(Waker::noop());
         for _ in 0..100_000 {
             match upload.poll(&mut cx) {
@@ -444,7 +450,8 @@ mod tests {
             let socket = Slow::default();
             socket.0.borrow_mut().at_once = 1;
             let body = http_body_util::Empty::new();
-            let mut upload = Upload::new(socket.clone(), &fields(head), body, HEAD.into());
+            let mut upload =
+                Upload::new(socket.clone(), Coding::of(&fields(head)), body, HEAD.into());
             let mut cx = Context::from_waker(Waker::noop());
             let end = (0..100).find_map(|_| match upload.poll(&mut cx) {
                 Poll::Pending => None,
@@ -528,7 +535,7 @@ mod tests {
         let frames = (0..1_000).map(|_| Ok::<_, io::Error>(data("0123456789")));
         let body = StreamBody::new(stream::iter(frames));
         let head = fields(&[("content-length", "10000")]);
-        let mut upload = Upload::new(socket, &head, body, HEAD.into());
+        let mut upload = Upload::new(socket, Coding::of(&head), body, HEAD.into());
         let mut cx = Context::from_waker(Waker::noop());
 
         for _ in 0..200 {
