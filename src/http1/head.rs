@@ -338,6 +338,26 @@ mod tests {
     }
 
     #[test]
+    fn all_fields_of_a_head_are_read_up_to_the_limit() {
+        for count in [0, 1, FEW - 1, FEW, FEW + 1, FIELDS, FIELDS + 1] {
+            let lines: String = (0..count).map(|n| format!("x-{n}: v{n}\r\n")).collect();
+
+            let read = read_all(format!("HTTP/1.1 200 OK\r\n{lines}\r\n").as_bytes());
+
+            if count > FIELDS {
+                let too_many = httparse::Error::TooManyHeaders;
+                assert_eq!(read.err(), Some(Nonsense::Syntax(too_many)), "{count}");
+                continue;
+            }
+            let (_, fields, _) = read.expect("an answer").expect("a whole one");
+            assert_eq!(fields.len(), count);
+            for n in 0..count {
+                assert_eq!(fields[&format!("x-{n}")], format!("v{n}"), "of {count}");
+            }
+        }
+    }
+
+    #[test]
     fn a_head_is_read_when_it_is_complete_and_what_follows_is_left() {
         let head = b"HTTP/1.1 299 Fine\r\nX-A: 1\r\nx-b:  two \r\nx-a: 3\r\n\r\n";
         for end in 0..head.len() {
