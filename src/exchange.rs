@@ -122,7 +122,7 @@ pub fn exchange(
         let way = exchange.way(admitted, &outbound.head.headers, &mut account.record);
         match way {
             Ok((route, session)) => {
-                // Pinned where it is made: awaited, it would be copied twice more.
+                // Pinned where it is made: awaited, it would be copied once more, for 150 instructions.
                 let following =
                     pin!(exchange.follow(route, session, &mut outbound, asker, account));
                 Ok(following.await)
@@ -261,7 +261,8 @@ struct Exchange<'a> {
 }
 
 impl Exchange<'_> {
-    /// Which way the request goes, or why nowhere; with the session that it names.
+    /// Which way the request goes, or why nowhere; with the session that it names. One that is known is
+    /// in the record even if nothing goes to it.
     fn way(
         &self,
         admitted: Result<(), Failure>,

@@ -133,7 +133,7 @@ impl<'a> Placeholder<'a> {
             bail!("{name} exists and is none of ours; delete or rename it");
         }
         if there.metadata.deletion_timestamp.is_some() {
-            // Whoever told it to end may not have stayed for its end (see `Made`).
+            // Told again: a pod without a node whose deletion was interrupted does not end by itself.
             let uid = there.uid().unwrap_or_default();
             self.cluster.remove(name, &uid).await?;
             return Ok(None);
