@@ -195,6 +195,11 @@ impl Connection {
         }
     }
 
+    fn transport<S>(&self, stream: S, first: Bytes, engine: Engine) -> Transport<S> {
+        let wire = self.client.wire.clone();
+        Transport::new(stream, first, wire, engine, &self.ground.outbox)
+    }
+
     /// Finds out the HTTP version from the first bytes, and serves it.
     async fn sniff<S: ByteStream>(self, mut stream: S) {
         let limit = self.timeouts.first_byte;
@@ -212,8 +217,7 @@ impl Connection {
                 debug!(address = %self.client.address, "no first byte in time");
             }
             Err(_elapsed) => {
-                let wire = self.client.wire.clone();
-                let stream = Transport::new(stream, Bytes::new(), wire, Engine::H1);
+                let stream = self.transport(stream, Bytes::new(), Engine::H1);
                 Box::pin(self.turn_away(stream, Failure::HeadTimeout)).await;
             }
         }
@@ -221,7 +225,7 @@ impl Connection {
 
     async fn h2<S: ByteStream>(self, stream: S, first: Bytes) {
         let service = |request| exchange(self.ground.clone(), self.client.clone(), request);
-        let transport = Transport::new(stream, first, self.client.wire.clone(), Engine::H2);
+        let transport = self.transport(stream, first, Engine::H2);
         let streams = StreamExecutor {
             wire: self.client.wire.clone(),
             deadlines: self.ground.deadlines.clone(),

@@ -21,6 +21,7 @@ use self::attempt::Outbound;
 use crate::deadline::Deadlines;
 use crate::drain::Draining;
 use crate::forward::{self, Flaw, Survey};
+use crate::outbox::Outbox;
 use crate::plan::{HttpListener, OnUnavailable, Plan};
 use crate::pool::{Lease, Pools, Progress};
 use crate::record::{Ledger, Record};
@@ -45,6 +46,7 @@ pub struct Ground {
     /// thread touches.
     pub plan: RefCell<Rc<Arc<Plan>>>,
     pub pools: Pools,
+    pub outbox: Rc<Outbox>,
     pub deadlines: Rc<Deadlines>,
     pub draining: Draining,
     /// Whether the drain has started, without asking another thread.

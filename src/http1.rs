@@ -33,6 +33,24 @@ const HEAD_LIMIT: usize = 256 << 10;
 /// reads decides: half a MiB at once costs half of what HAProxy's 16 KiB do.
 const READ: (usize, usize) = (8 << 10, 512 << 10);
 
+/// What requests are written to.
+pub trait Stream: AsyncWrite + Unpin {
+    /// Keeps these bytes to write them with others; false if this stream writes at once. Nothing else
+    /// is written before [`Stream::poll_posted`] is ready.
+    fn post(&self, _bytes: &[u8], _cx: &mut Context<'_>) -> bool {
+        false
+    }
+
+    /// How many of the bytes that were posted could be written. Wakes nobody when all were: the answer
+    /// will.
+    fn poll_posted(&self) -> Poll<usize> {
+        Poll::Ready(0)
+    }
+
+    /// What was posted and is not written yet never will be.
+    fn take_back(&self) {}
+}
+
 /// A connection to an upstream. `S` is a byte stream whose clones are the same stream.
 pub struct Connection<S> {
     socket: S,
@@ -111,7 +129,7 @@ pub enum BodyError {
     Chunk,
 }
 
-impl<S: AsyncRead + AsyncWrite + Clone + Unpin + 'static> Connection<S> {
+impl<S: Stream + AsyncRead + Clone + 'static> Connection<S> {
     /// A connection on which nothing has been said yet.
     pub fn new(socket: S) -> Self {
         Self {
@@ -188,6 +206,9 @@ impl<S: AsyncRead + AsyncWrite + Clone + Unpin + 'static> Connection<S> {
         let coding = head::write(head, &mut self.output);
         let output = std::mem::take(&mut self.output);
         let mut upload = Upload::new(self.socket.clone(), coding, body, output);
+        if head.method.is_idempotent() {
+            upload.may_wait();
+        }
         let mut failure = None;
         let answer = poll_fn(|cx| {
             if failure.is_none()

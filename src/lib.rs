@@ -13,7 +13,7 @@
 //!   [`upstream`] (the words of the table), [`plan`] (the table, checked), [`inspect`] (the table
 //!   explained);
 //! * the spine: [`listener`], [`worker`], [`connection`], [`exchange`];
-//! * the cellar: [`wire`], [`forward`], [`pool`], [`http1`] (the engine towards upstreams),
+//! * the cellar: [`wire`], [`forward`], [`pool`], [`http1`] (the engine towards upstreams), [`outbox`],
 //!   [`tunnel`], [`tls`], [`deadline`], [`drain`], [`metrics`], [`record`], [`signals`];
 //! * the quiet rooms: [`kubernetes`] and [`discovery`] (what the cluster says), [`reload`], [`admin`];
 //! * above all: [`server`], which builds the rest, and [`demo`];
@@ -43,9 +43,9 @@
 //! | 5 | [`connection`], [`reload`] |
 //! | 4 | [`exchange`], [`admin`], [`inspect`] |
 //! | 3 | [`plan`], [`pool`], [`sources`], [`discovery`] |
-//! | 2 | [`upstream`], [`record`] |
-//! | 1 | [`config`], [`http1`], [`matcher`], [`forward`], [`tunnel`], [`tls`], [`metrics`], [`drain`], [`wire`], [`cli`], [`kubernetes`] |
-//! | 0 | [`deadline`], [`signals`], [`yaml`] |
+//! | 2 | [`upstream`], [`record`], [`wire`] |
+//! | 1 | [`config`], [`http1`], [`matcher`], [`forward`], [`tunnel`], [`tls`], [`metrics`], [`outbox`], [`cli`], [`kubernetes`] |
+//! | 0 | [`deadline`], [`drain`], [`signals`], [`yaml`] |
 //! | wing | [`control`], beside the house: of it only what its header names |
 
 pub mod admin;
@@ -65,6 +65,7 @@ pub mod kubernetes;
 pub mod listener;
 pub mod matcher;
 pub mod metrics;
+pub mod outbox;
 pub mod plan;
 pub mod pool;
 pub mod record;

@@ -15,6 +15,7 @@ use prometheus::IntGauge;
 use tokio::time::Instant;
 
 use crate::metrics::{ConnectResult, Route};
+use crate::outbox::Outbox;
 use crate::upstream::{DialError, Endpoint, Pass, Protocol, Upstream};
 
 mod lease;
@@ -41,9 +42,9 @@ pub const STREAM_WINDOW: u32 = 64 << 10;
 pub const CONNECTION_WINDOW: u32 = 16 << 20;
 
 /// All pools of one worker, by endpoint and port. Pools are made when first needed.
-#[derive(Default)]
 pub struct Pools {
     pools: RefCell<ByEndpoint>,
+    outbox: Rc<Outbox>,
 }
 
 type ByEndpoint = HashMap<(u64, u16), Rc<Pool>, BuildHasherDefault<Mixed>>;
@@ -75,7 +76,6 @@ impl Hasher for Mixed {
 }
 
 /// The connections to one endpoint.
-#[derive(Default)]
 pub struct Pool {
     idle: RefCell<Vec<Idle>>,
     shared: RefCell<Vec<Rc<Shared>>>,
@@ -85,6 +85,7 @@ pub struct Pool {
     dialling: tokio::sync::Mutex<()>,
     /// The endpoint has left the table: nothing is kept any more.
     retired: Cell<bool>,
+    outbox: Rc<Outbox>,
 }
 
 /// An h1 connection nobody uses, and since when.
@@ -129,10 +130,20 @@ pub struct Want<'a> {
 }
 
 impl Pools {
+    /// No pool yet. Their connections post small requests to `outbox`.
+    pub fn new(outbox: &Rc<Outbox>) -> Self {
+        Self {
+            pools: RefCell::default(),
+            outbox: outbox.clone(),
+        }
+    }
+
     /// The pool of an endpoint at a port.
     pub fn to(&self, endpoint: &Endpoint, port: u16) -> Rc<Pool> {
         let key = (endpoint.id, endpoint.port.unwrap_or(port));
-        self.pools.borrow_mut().entry(key).or_default().clone()
+        let mut pools = self.pools.borrow_mut();
+        let pool = pools.entry(key);
+        pool.or_insert_with(|| Pool::new(&self.outbox)).clone()
     }
 
     /// Closes idle connections older than `idle`, and forgets pools that hold nothing.
@@ -157,6 +168,17 @@ impl Pools {
 }
 
 impl Pool {
+    fn new(outbox: &Rc<Outbox>) -> Rc<Self> {
+        Rc::new(Self {
+            idle: RefCell::default(),
+            shared: RefCell::default(),
+            streams_allowed: Cell::default(),
+            dialling: tokio::sync::Mutex::default(),
+            retired: Cell::default(),
+            outbox: outbox.clone(),
+        })
+    }
+
     /// A connection that has been used before and still stands, if there is one.
     pub fn reuse(self: &Rc<Self>, want: &Want<'_>, pass: Pass) -> Result<Lease, Pass> {
         if want.is_fresh {
@@ -212,7 +234,7 @@ impl Pool {
         };
         want.endpoint.health.recovered();
         want.upstream.route.connected(ConnectResult::Ok);
-        let socket = Socket::new(dialled);
+        let socket = Socket::new(dialled, &self.outbox);
         let is_h2 = match want.speaks {
             Speaks::H1 => false,
             Speaks::H2 => true,

@@ -7,6 +7,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
+mod outlet;
 mod transport;
 
 pub use transport::{Engine, Transport};

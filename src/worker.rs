@@ -22,6 +22,7 @@ use crate::deadline::Deadlines;
 use crate::drain::Draining;
 use crate::exchange::{Ground, Identity};
 use crate::metrics::ListenerMetrics;
+use crate::outbox::Outbox;
 use crate::plan::{ListenerKind, Plan};
 use crate::pool::Pools;
 use crate::record::{Journal, Ledger};
@@ -121,9 +122,11 @@ impl Drop for Place {
 async fn serve(setup: Setup, mut sockets_rx: mpsc::UnboundedReceiver<Accepted>) {
     let plan = setup.plans.borrow().clone();
     let listeners = plan.listeners.clone();
+    let outbox = Outbox::new(setup.draining.clone());
     let ground = Rc::new(Ground {
         plan: RefCell::new(Rc::new(plan)),
-        pools: Pools::default(),
+        pools: Pools::new(&outbox),
+        outbox: outbox.clone(),
         deadlines: Rc::new(Deadlines::default()),
         draining: setup.draining.clone(),
         is_draining: Cell::new(false),
@@ -135,6 +138,7 @@ async fn serve(setup: Setup, mut sockets_rx: mpsc::UnboundedReceiver<Accepted>) 
         .map(|listener| Ledger::new(&setup.journal, listener))
         .collect();
     tokio::task::spawn_local(ground.deadlines.clone().run());
+    tokio::task::spawn_local(outbox.run());
     tokio::task::spawn_local(sweep(ground.clone()));
     tokio::task::spawn_local(follow_plans(ground.clone(), setup.plans));
     tokio::task::spawn_local(follow_drain(ground.clone(), setup.draining));

@@ -16,7 +16,7 @@ use tokio::io::AsyncWriteExt;
 use super::watch::{Late, QUIET, Watch};
 use super::{ByteStream, Connection, FAREWELL, abort, some_bytes};
 use crate::exchange::{Failure, exchange};
-use crate::wire::{Engine, Transport};
+use crate::wire::Engine;
 
 /// Fields of a head that the HTTP/1 engine allows when it is not told.
 const ENGINE_HEADERS: usize = 100;
@@ -44,7 +44,7 @@ impl Connection {
     /// read and not served.
     async fn serve_h1<S: ByteStream>(&self, stream: S, first: Bytes) -> Option<(S, Bytes)> {
         let service = |request| exchange(self.ground.clone(), self.client.clone(), request);
-        let transport = Transport::new(stream, first, self.client.wire.clone(), Engine::H1);
+        let transport = self.transport(stream, first, Engine::H1);
         let is_last = self.ground.is_draining.get() || self.client.is_one_too_many;
         let mut builder = http1::Builder::new();
         builder
@@ -84,6 +84,8 @@ impl Connection {
         drop(watch);
         let parts = engine.into_parts();
         let stream = parts.io.into_inner();
+        // Whatever becomes of the stream now, what the engine has written is written.
+        stream.send_posted();
         match end {
             Ok(result) => {
                 if let Some(upgraded) = self.client.upgraded.take() {

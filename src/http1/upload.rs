@@ -7,8 +7,8 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http_body::{Body, Frame};
-use tokio::io::AsyncWrite;
 
+use super::Stream;
 use super::head::write_fields;
 
 /// Payload up to this size is copied behind what stands before it: one buffer costs the kernel less
@@ -19,7 +19,7 @@ const COPIED: usize = 2 << 10;
 const RECORD: usize = 16 << 10;
 
 /// What is left to write of a request.
-pub(super) struct Upload<S, B> {
+pub(super) struct Upload<S: Stream, B> {
     socket: S,
     body: B,
     coding: Coding,
@@ -35,6 +35,10 @@ pub(super) struct Upload<S, B> {
     has_written: bool,
     /// Nothing is held back below: a TLS stream keeps what its socket does not take.
     is_flushed: bool,
+    /// It may be posted.
+    may_wait: bool,
+    /// It is posted.
+    is_posted: bool,
 }
 
 /// How the body is framed.
@@ -65,7 +69,7 @@ pub(super) enum Broken {
     Body,
 }
 
-impl<S: AsyncWrite + Unpin, B: Body<Data = Bytes> + Unpin> Upload<S, B> {
+impl<S: Stream, B: Body<Data = Bytes> + Unpin> Upload<S, B> {
     /// `head` is the head in bytes, `coding` what it says of the body.
     pub(super) fn new(socket: S, coding: Coding, body: B, head: Vec<u8>) -> Self {
         // What the head announces is owed, even by a body that has turned out to be empty since.
@@ -82,7 +86,15 @@ impl<S: AsyncWrite + Unpin, B: Body<Data = Bytes> + Unpin> Upload<S, B> {
             has_joined: false,
             has_written: false,
             is_flushed: true,
+            may_wait: false,
+            is_posted: false,
         }
+    }
+
+    /// It may wait for the end of the turn, if there is no body. To be said only of a request that may
+    /// be sent again: its connection may end meanwhile.
+    pub(super) fn may_wait(&mut self) {
+        self.may_wait = self.is_read;
     }
 
     /// Whether the peer may have seen a byte.
@@ -91,9 +103,9 @@ impl<S: AsyncWrite + Unpin, B: Body<Data = Bytes> + Unpin> Upload<S, B> {
     }
 
     /// The buffer back, when everything is out.
-    pub(super) fn into_rest(self) -> Result<Vec<u8>, Self> {
+    pub(super) fn into_rest(mut self) -> Result<Vec<u8>, Self> {
         if self.is_out() {
-            Ok(self.before)
+            Ok(std::mem::take(&mut self.before))
         } else {
             Err(self)
         }
@@ -106,6 +118,16 @@ impl<S: AsyncWrite + Unpin, B: Body<Data = Bytes> + Unpin> Upload<S, B> {
 
     /// Writes what can be written; ready when everything is out.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+        if self.is_posted {
+            self.from = ready!(self.socket.poll_posted());
+            self.has_written = self.from > 0;
+            self.is_posted = false;
+        } else if std::mem::take(&mut self.may_wait) {
+            self.is_posted = self.socket.post(&self.before, cx);
+            if self.is_posted {
+                return Poll::Pending;
+            }
+        }
         loop {
             // With the first of the body at hand, it leaves in one write with the head.
             let polled = self
@@ -260,6 +282,15 @@ impl<S: AsyncWrite + Unpin, B: Body<Data = Bytes> + Unpin> Upload<S, B> {
     }
 }
 
+impl<S: Stream, B> Drop for Upload<S, B> {
+    /// Given up, a request does not leave any more: it may be on its way elsewhere.
+    fn drop(&mut self) {
+        if self.is_posted {
+            self.socket.take_back();
+        }
+    }
+}
+
 /// What `content-length` promises.
 fn promised(fields: &HeaderMap) -> Option<u64> {
     fields
@@ -307,6 +338,7 @@ mod tests {
 
     use futures_util::stream;
     use http_body_util::StreamBody;
+    use tokio::io::AsyncWrite;
 
     use super::*;
 
@@ -323,6 +355,8 @@ mod tests {
         held: Vec<u8>,
         seen: Vec<u8>,
     }
+
+    impl Stream for Slow {}
 
     impl AsyncWrite for Slow {
         fn poll_write(
@@ -543,5 +577,112 @@ mod tests {
 
             assert!(upload.before.len() < 100, "{} bytes", upload.before.len());
         }
+    }
+
+    /// A stream that posts, and of which a test decides how many bytes the turn's end could write.
+    #[derive(Clone, Default)]
+    struct Posting {
+        below: Slow,
+        sent: Rc<RefCell<Option<usize>>>,
+        was_taken_back: Rc<RefCell<bool>>,
+    }
+
+    impl Stream for Posting {
+        fn post(&self, _bytes: &[u8], _cx: &mut Context<'_>) -> bool {
+            true
+        }
+
+        fn poll_posted(&self) -> Poll<usize> {
+            self.sent.borrow().map_or(Poll::Pending, Poll::Ready)
+        }
+
+        fn take_back(&self) {
+            self.was_taken_back.replace(true);
+        }
+    }
+
+    impl AsyncWrite for Posting {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Pin::new(&mut self.below).poll_write(cx, bytes)
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.below).poll_flush(cx)
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    /// A request without a body that was posted.
+    fn posted() -> (
+        Posting,
+        Upload<Posting, http_body_util::Empty<Bytes>>,
+        Context<'static>,
+    ) {
+        let socket = Posting::default();
+        let body = http_body_util::Empty::new();
+        let mut upload = Upload::new(socket.clone(), Coding::Length(0), body, HEAD.into());
+        upload.may_wait();
+        let mut cx = Context::from_waker(Waker::noop());
+        for _ in 0..2 {
+            assert!(upload.poll(&mut cx).is_pending());
+            assert!(!upload.has_written(), "the peer cannot have seen it");
+        }
+        (socket, upload, cx)
+    }
+
+    #[test]
+    fn a_posted_request_is_out_when_the_turn_has_ended() {
+        let (socket, mut upload, mut cx) = posted();
+        socket.sent.replace(Some(HEAD.len()));
+        assert!(matches!(upload.poll(&mut cx), Poll::Ready(Ok(()))));
+        assert!(upload.has_written() && upload.into_rest().is_ok());
+        assert!(!*socket.was_taken_back.borrow());
+        assert_eq!(socket.below.0.borrow().seen, b"");
+    }
+
+    #[test]
+    fn what_the_turn_could_not_write_follows() {
+        let (socket, mut upload, mut cx) = posted();
+        socket.below.0.borrow_mut().at_once = 2;
+        socket.sent.replace(Some(1));
+        while upload.poll(&mut cx).is_pending() {}
+        assert!(upload.has_written());
+        assert_eq!(socket.below.0.borrow().seen, &HEAD.as_bytes()[1..]);
+    }
+
+    #[test]
+    fn a_connection_that_took_nothing_has_not_seen_the_request() {
+        let (socket, mut upload, mut cx) = posted();
+        socket.sent.replace(Some(0));
+        let polled = upload.poll(&mut cx);
+        assert!(matches!(polled, Poll::Ready(Err(Broken::Unsent))));
+        assert!(!upload.has_written());
+    }
+
+    #[test]
+    fn a_request_that_is_given_up_is_taken_back() {
+        let (socket, upload, _) = posted();
+        drop(upload);
+        assert!(*socket.was_taken_back.borrow());
+    }
+
+    #[test]
+    fn a_request_with_a_body_is_not_posted() {
+        let socket = Posting::default();
+        socket.below.0.borrow_mut().at_once = usize::MAX;
+        let body = StreamBody::new(stream::iter([Ok::<_, io::Error>(data("hello"))]));
+        let mut upload = Upload::new(socket.clone(), Coding::Length(5), body, HEAD.into());
+        upload.may_wait();
+        let mut cx = Context::from_waker(Waker::noop());
+        while upload.poll(&mut cx).is_pending() {}
+        let seen = socket.below.0.borrow().seen.clone();
+        assert_eq!(seen, format!("{HEAD}hello").as_bytes());
     }
 }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::sleep;
 
@@ -12,7 +13,7 @@ use crate::support::proxy::{Proxy, Setup};
 use crate::support::request::Request;
 use crate::support::upstream::Upstream;
 use crate::support::wire::{Framing, Wire};
-use crate::support::{PATIENCE, eventually, within};
+use crate::support::{PATIENCE, eventually, settled, within};
 
 use super::frames::{DATA, END_HEADERS, END_STREAM, Frames, GET, HEADERS, head, small_reader};
 
@@ -329,4 +330,43 @@ async fn a_broken_answer_that_its_client_does_not_read_ends_after_a_while() {
         }
     };
     within("the end of all", ended).await;
+}
+
+/// Answers that are small one by one, and together more than the kernel keeps for a reader that is late.
+#[tokio::test]
+async fn small_answers_that_a_client_takes_late_all_arrive_in_order() {
+    const ANSWERS: usize = 4000;
+    let length = |turn: usize| 2000 + turn % 1000;
+    let app = Upstream::site("baseline").await;
+    let proxy = Setup::new().baseline(app.address).start().await;
+    let stream = small_reader(proxy.http()).await;
+    let stream = stream.into_std().expect("it is registered");
+    let twin = stream.try_clone().expect("a descriptor is left");
+    let [mut writing, reading] = [twin, stream].map(|stream| {
+        let stream = TcpStream::from_std(stream);
+        stream.expect("it does not block")
+    });
+
+    let asking = tokio::spawn(async move {
+        for turn in 0..ANSWERS {
+            let request = format!("GET /bytes/{} HTTP/1.1\r\nhost: a\r\n\r\n", length(turn));
+            writing.write_all(request.as_bytes()).await.expect("open");
+        }
+    });
+    // Until the proxy has nowhere left to put an answer.
+    let answered = settled(Duration::from_millis(500), || app.requests() as u64).await;
+    assert!(
+        answered < ANSWERS as u64,
+        "the kernel took {answered} answers"
+    );
+
+    let mut wire = Wire::new(reading);
+    for turn in 0..ANSWERS {
+        let answer = within("an answer", wire.answer("GET")).await;
+        let answer = answer.unwrap_or_else(|error| panic!("{error} instead of answer {turn}"));
+        let body = answer.body.expect("all of it");
+        assert_eq!((answer.status, body.len()), (200, length(turn)));
+    }
+    asking.await.expect("all was asked");
+    assert_eq!(app.requests(), ANSWERS);
 }
