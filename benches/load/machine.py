@@ -1,10 +1,14 @@
 """Where it was measured, and of what."""
 
+import json
 import os
 import platform
 import re
 import subprocess
 import time
+
+from cores import pinned
+from loads import LOAD
 
 
 def read(path):
@@ -23,10 +27,28 @@ def described(cores):
         "memory": f"{memory / (1 << 20):.0f} GiB",
         # Of others: it is read before anything is started here.
         "load average": f"{os.getloadavg()[0]:.2f} before the first run",
+        "stands still": stalls(cores),
         "kernel": f"{platform.system()} {platform.release()}",
         "commit": commit(),
         "rustc": output("rustc", "--version"),
     }
+
+
+def stalls(cores):
+    """How long cores that are all busy stand still by themselves. A tail of latencies cannot be
+    shorter: with 1 % of the time, p99 is about such a pause."""
+    busy = {core: watcher(core) for core in sorted(cores.two | cores.load)}
+    told = []
+    for core, process in busy.items():
+        seen = json.loads(process.communicate()[0])
+        longest = seen["longest_us"] / 1000
+        told.append(f"core {core} {seen['share']:.2%} of the time, for {longest:.1f} ms at most")
+    return "; ".join(told) + " (all busy, pauses of 1 ms and more)"
+
+
+def watcher(core):
+    return subprocess.Popen([LOAD, "stalls"], stdout=subprocess.PIPE, text=True,
+                            **pinned(frozenset({core})))  # fmt: skip
 
 
 def commit():

@@ -7,6 +7,7 @@ mod cpu;
 mod grpc;
 mod hold;
 mod origin;
+mod stalls;
 mod wire;
 
 use std::process::ExitCode;
@@ -29,6 +30,8 @@ enum Command {
     Client(client::Options),
     /// Opens connections that each ask once, and holds them until stdin closes
     Hold(hold::Options),
+    /// Says how long this core stands still by itself
+    Stalls(stalls::Options),
 }
 
 fn main() -> ExitCode {
@@ -41,6 +44,10 @@ fn main() -> ExitCode {
             Command::Origin(options) => origin::run(options).await.map_err(Into::into),
             Command::Client(options) => client::run(options).await,
             Command::Hold(options) => hold::run(options).await,
+            Command::Stalls(options) => {
+                stalls::run(options);
+                Ok(())
+            }
         }
     });
     match outcome {

@@ -9,6 +9,7 @@ import unittest
 
 import cases
 import loads
+import machine
 import memory
 import proxies
 import rounds
@@ -26,6 +27,13 @@ def matching():
     """All proxies that are here and read requests."""
     ours = proxies.Ours(os.path.abspath(os.environ["SESSION_PROXY_BINARY"]))
     return [proxy for proxy in (ours, *proxies.peers()) if proxy.matches and not proxy.missing()]
+
+
+class Machine(unittest.TestCase):
+    def test_it_says_how_long_each_core_stands_still(self):
+        told = machine.stalls(CORES)
+        for core in os.sched_getaffinity(0):
+            self.assertRegex(told, rf"core {core} \d+\.\d\d% of the time, for \d+\.\d ms at most")
 
 
 class WrongOrigins(unittest.TestCase):
