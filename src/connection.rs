@@ -16,7 +16,7 @@ use bytes::{Bytes, BytesMut};
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -302,6 +302,15 @@ impl Connection {
             return;
         };
         let mut stream = stream;
+        let idle = self.timeouts.body_idle;
+        // The engine counts its answer as flushed when it is posted.
+        let flushing = self.ground.deadlines.within(idle, stream.flush());
+        if !matches!(flushing.await, Ok(Ok(()))) {
+            account.record.broken("client");
+            abort(stream.stream().tcp());
+            socket.abort();
+            return;
+        }
         let client = Side {
             stream: &mut stream,
             first,
@@ -310,7 +319,6 @@ impl Connection {
             stream: socket.clone(),
             first: rest,
         };
-        let idle = self.timeouts.body_idle;
         let (carried, result) = tunnel::join(client, upstream, idle, &self.ground.deadlines).await;
         account.record.uploaded(carried.up);
         account.record.downloaded(carried.down);

@@ -33,10 +33,10 @@ const HEAD_LIMIT: usize = 256 << 10;
 /// reads decides: half a MiB at once costs half of what HAProxy's 16 KiB do.
 const READ: (usize, usize) = (8 << 10, 512 << 10);
 
-/// What requests are written to.
-pub trait Stream: AsyncWrite + Unpin {
-    /// Keeps these bytes to write them with others; false if this stream writes at once. Nothing else
-    /// is written before [`Stream::poll_posted`] is ready.
+/// A byte stream that may post a request, to write it together with others.
+pub trait Posting: AsyncWrite + Unpin {
+    /// Keeps these bytes until they are written with others; false if this stream posts nothing. Nothing
+    /// else is written before [`Posting::poll_posted`] is ready.
     fn post(&self, _bytes: &[u8], _cx: &mut Context<'_>) -> bool {
         false
     }
@@ -47,7 +47,7 @@ pub trait Stream: AsyncWrite + Unpin {
         Poll::Ready(0)
     }
 
-    /// What was posted and is not written yet never will be.
+    /// What was posted and is not written yet never will be. Nothing is posted after that.
     fn take_back(&self) {}
 }
 
@@ -67,6 +67,8 @@ pub struct Connection<S> {
     decoder: Decoder,
     /// The peer keeps the connection open behind the answer.
     stays: bool,
+    /// It has carried an exchange.
+    is_used: bool,
     /// The rest of a request whose answer came early.
     rest: Option<Rest>,
 }
@@ -129,7 +131,7 @@ pub enum BodyError {
     Chunk,
 }
 
-impl<S: Stream + AsyncRead + Clone + 'static> Connection<S> {
+impl<S: Posting + AsyncRead + Clone + 'static> Connection<S> {
     /// A connection on which nothing has been said yet.
     pub fn new(socket: S) -> Self {
         Self {
@@ -141,6 +143,7 @@ impl<S: Stream + AsyncRead + Clone + 'static> Connection<S> {
             room: READ.0,
             decoder: Decoder::none(),
             stays: true,
+            is_used: false,
             rest: None,
         }
     }
@@ -206,7 +209,8 @@ impl<S: Stream + AsyncRead + Clone + 'static> Connection<S> {
         let coding = head::write(head, &mut self.output);
         let output = std::mem::take(&mut self.output);
         let mut upload = Upload::new(self.socket.clone(), coding, body, output);
-        if head.method.is_idempotent() {
+        // On a new connection a peer may speak first: one that is over its limit and says so.
+        if std::mem::replace(&mut self.is_used, true) && head.method.is_idempotent() {
             upload.may_wait();
         }
         let mut failure = None;
@@ -222,11 +226,12 @@ impl<S: Stream + AsyncRead + Clone + 'static> Connection<S> {
                 // A peer that takes no more of the request may still answer it.
                 Some(upload::Broken::Lost) | None => {}
             }
-            match self.poll_answer(cx) {
-                // What comes before the request is no answer to it.
-                Poll::Ready(_) if !upload.has_written() => Poll::Ready(Err(SendError::Unsent)),
-                polled => polled,
+            let polled = self.poll_answer(cx);
+            // What comes before the request is no answer to it, nor the beginning of one.
+            if !upload.has_written() && (polled.is_ready() || !self.input.is_empty()) {
+                return Poll::Ready(Err(SendError::Unsent));
             }
+            polled
         });
         let answer = answer.await?;
         let framing = answer.framing(&head.method).map_err(SendError::Nonsense)?;

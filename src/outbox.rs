@@ -1,9 +1,9 @@
 //! Small writes of one turn of a worker, which leave together at its end.
 //!
-//! A turn is what a worker does between two looks at its sockets: under load, it reads dozens of
-//! requests and answers in it. Written one by one, each finds its peer asleep again, and on the same
-//! machine to wake it is the dearest part of a write. Written together, all but the first find it
-//! awake: 9 % of the CPU time of a small request with 64 connections (`benches/load`, case `get`), for
+//! A turn is what a worker does with what its last look at the sockets has found: under load, it reads
+//! dozens of requests and answers in it. Written one by one, each finds its peer asleep again, and on
+//! the same machine to wake it is the dearest part of a write. Written together, all but the first find
+//! it awake: 8 % of the CPU time of a small request with 64 connections (`benches/load`, case `get`), for
 //! 2 % more instructions. The first write waits for the others; the last leaves when it would have left
 //! anyway.
 

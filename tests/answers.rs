@@ -28,7 +28,7 @@ use http_body::{Body, Frame};
 use http_body_util::Empty;
 use hyper::ext::ReasonPhrase;
 use hyper_util::rt::TokioIo;
-use session_proxy::http1::{BodyError, Connection, Nonsense, SendError, Stream};
+use session_proxy::http1::{BodyError, Connection, Nonsense, Posting, SendError};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Read by `cargo test`.
@@ -635,7 +635,7 @@ impl AsyncRead for Script {
     }
 }
 
-impl Stream for Script {}
+impl Posting for Script {}
 
 impl AsyncWrite for Script {
     fn poll_write(

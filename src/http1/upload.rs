@@ -8,7 +8,7 @@ use bytes::{Buf, Bytes};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http_body::{Body, Frame};
 
-use super::Stream;
+use super::Posting;
 use super::head::write_fields;
 
 /// Payload up to this size is copied behind what stands before it: one buffer costs the kernel less
@@ -19,7 +19,7 @@ const COPIED: usize = 2 << 10;
 const RECORD: usize = 16 << 10;
 
 /// What is left to write of a request.
-pub(super) struct Upload<S: Stream, B> {
+pub(super) struct Upload<S: Posting, B> {
     socket: S,
     body: B,
     coding: Coding,
@@ -69,7 +69,7 @@ pub(super) enum Broken {
     Body,
 }
 
-impl<S: Stream, B: Body<Data = Bytes> + Unpin> Upload<S, B> {
+impl<S: Posting, B: Body<Data = Bytes> + Unpin> Upload<S, B> {
     /// `head` is the head in bytes, `coding` what it says of the body.
     pub(super) fn new(socket: S, coding: Coding, body: B, head: Vec<u8>) -> Self {
         // What the head announces is owed, even by a body that has turned out to be empty since.
@@ -118,15 +118,13 @@ impl<S: Stream, B: Body<Data = Bytes> + Unpin> Upload<S, B> {
 
     /// Writes what can be written; ready when everything is out.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+        if std::mem::take(&mut self.may_wait) {
+            self.is_posted = self.socket.post(&self.before, cx);
+        }
         if self.is_posted {
             self.from = ready!(self.socket.poll_posted());
             self.has_written = self.from > 0;
             self.is_posted = false;
-        } else if std::mem::take(&mut self.may_wait) {
-            self.is_posted = self.socket.post(&self.before, cx);
-            if self.is_posted {
-                return Poll::Pending;
-            }
         }
         loop {
             // With the first of the body at hand, it leaves in one write with the head.
@@ -282,7 +280,7 @@ impl<S: Stream, B: Body<Data = Bytes> + Unpin> Upload<S, B> {
     }
 }
 
-impl<S: Stream, B> Drop for Upload<S, B> {
+impl<S: Posting, B> Drop for Upload<S, B> {
     /// Given up, a request does not leave any more: it may be on its way elsewhere.
     fn drop(&mut self) {
         if self.is_posted {
@@ -356,7 +354,7 @@ mod tests {
         seen: Vec<u8>,
     }
 
-    impl Stream for Slow {}
+    impl Posting for Slow {}
 
     impl AsyncWrite for Slow {
         fn poll_write(
@@ -581,13 +579,13 @@ mod tests {
 
     /// A stream that posts, and of which a test decides how many bytes the turn's end could write.
     #[derive(Clone, Default)]
-    struct Posting {
+    struct Desk {
         below: Slow,
         sent: Rc<RefCell<Option<usize>>>,
         was_taken_back: Rc<RefCell<bool>>,
     }
 
-    impl Stream for Posting {
+    impl Posting for Desk {
         fn post(&self, _bytes: &[u8], _cx: &mut Context<'_>) -> bool {
             true
         }
@@ -601,7 +599,7 @@ mod tests {
         }
     }
 
-    impl AsyncWrite for Posting {
+    impl AsyncWrite for Desk {
         fn poll_write(
             mut self: Pin<&mut Self>,
             cx: &mut Context<'_>,
@@ -621,11 +619,11 @@ mod tests {
 
     /// A request without a body that was posted.
     fn posted() -> (
-        Posting,
-        Upload<Posting, http_body_util::Empty<Bytes>>,
+        Desk,
+        Upload<Desk, http_body_util::Empty<Bytes>>,
         Context<'static>,
     ) {
-        let socket = Posting::default();
+        let socket = Desk::default();
         let body = http_body_util::Empty::new();
         let mut upload = Upload::new(socket.clone(), Coding::Length(0), body, HEAD.into());
         upload.may_wait();
@@ -645,6 +643,17 @@ mod tests {
         assert!(upload.has_written() && upload.into_rest().is_ok());
         assert!(!*socket.was_taken_back.borrow());
         assert_eq!(socket.below.0.borrow().seen, b"");
+    }
+
+    #[test]
+    fn a_request_that_left_at_once_counts_as_written_at_once() {
+        let socket = Desk::default();
+        socket.sent.replace(Some(HEAD.len()));
+        let body = http_body_util::Empty::new();
+        let mut upload = Upload::new(socket, Coding::Length(0), body, HEAD.into());
+        upload.may_wait();
+        let polled = upload.poll(&mut Context::from_waker(Waker::noop()));
+        assert!(matches!(polled, Poll::Ready(Ok(()))) && upload.has_written());
     }
 
     #[test]
@@ -675,7 +684,7 @@ mod tests {
 
     #[test]
     fn a_request_with_a_body_is_not_posted() {
-        let socket = Posting::default();
+        let socket = Desk::default();
         socket.below.0.borrow_mut().at_once = usize::MAX;
         let body = StreamBody::new(stream::iter([Ok::<_, io::Error>(data("hello"))]));
         let mut upload = Upload::new(socket.clone(), Coding::Length(5), body, HEAD.into());

@@ -77,7 +77,7 @@ impl Socket {
     }
 }
 
-impl http1::Stream for Socket {
+impl http1::Posting for Socket {
     /// Not over TLS: its records would have to be made first.
     fn post(&self, bytes: &[u8], cx: &mut Context<'_>) -> bool {
         if bytes.len() > SMALL || matches!(&*self.0.dialled.borrow(), Dialled::Tls(_)) {
@@ -111,8 +111,10 @@ impl Mailer for Inner {
         // Whatever the reason, who has posted writes the rest himself and meets it again.
         let sent = self.dialled.borrow().tcp().try_write(bytes).unwrap_or(0);
         self.post.set(Post::Sent(sent));
+        // Kept, it would keep the room of a task that is over.
+        let waker = self.waker.replace(Waker::noop().clone());
         if sent < bytes.len() {
-            self.waker.borrow().wake_by_ref();
+            waker.wake();
         }
     }
 }
@@ -186,7 +188,7 @@ mod tests {
 
     use super::*;
     use crate::drain::Drain;
-    use crate::http1::Stream;
+    use crate::http1::Posting;
 
     async fn pair() -> (Socket, Rc<Outbox>, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");

@@ -118,7 +118,10 @@ impl<S: AsyncWrite + Unpin> Outlet<S> {
         while !rest.is_empty() {
             match ready!(self.on_stream(|stream| stream.poll_write(cx, &rest)))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                written => rest.advance(written),
+                written => {
+                    rest.advance(written);
+                    self.wire.moved.set(self.wire.moved.get() + written as u64);
+                }
             }
             if rest.is_empty() {
                 *rest = BytesMut::new();
@@ -167,12 +170,27 @@ impl<S: AsyncWrite + Unpin> Mailer for Outlet<S> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::Wake;
+
     use tokio::io::{AsyncReadExt, DuplexStream, duplex};
 
     use super::*;
     use crate::drain::Drain;
 
+    /// Counts how often it is woken.
+    #[derive(Default)]
+    struct Alarm(AtomicUsize);
+
+    impl Wake for Alarm {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     struct Bench {
+        alarm: Arc<Alarm>,
         outlet: Rc<Outlet<DuplexStream>>,
         outbox: Rc<Outbox>,
         wire: Rc<Wire>,
@@ -185,6 +203,7 @@ mod tests {
         let outbox = Outbox::new(Drain::new().draining());
         let wire = Wire::new(1024);
         Bench {
+            alarm: Arc::default(),
             outlet: Outlet::new(stream, wire.clone(), &outbox),
             outbox,
             wire,
@@ -194,14 +213,19 @@ mod tests {
 
     impl Bench {
         fn post(&self, text: &str) -> Poll<io::Result<usize>> {
-            let mut cx = Context::from_waker(Waker::noop());
+            let waker = self.alarm.clone().into();
+            let parts = [IoSlice::new(text.as_bytes())];
             self.outlet
-                .poll_post(&mut cx, &[IoSlice::new(text.as_bytes())])
+                .poll_post(&mut Context::from_waker(&waker), &parts)
         }
 
         fn flush(&self) -> Poll<io::Result<()>> {
             self.outlet
                 .poll_flush(&mut Context::from_waker(Waker::noop()))
+        }
+
+        fn woken(&self) -> usize {
+            self.alarm.0.load(Ordering::Relaxed)
         }
 
         async fn read(&mut self, bytes: usize) -> String {
@@ -220,6 +244,7 @@ mod tests {
         assert!(bench.flush().is_ready(), "the end of the turn is near");
         bench.outbox.send();
         assert!(bench.wire.has_unflushed());
+        assert!(bench.woken() > 0, "nobody else looks after it");
         assert!(bench.flush().is_pending());
         assert!(bench.post("four").is_pending(), "nothing is added to it");
         assert_eq!(bench.read(4).await, "one ");
@@ -230,7 +255,9 @@ mod tests {
         assert!(bench.flush().is_ready());
         assert_eq!(bench.read(1).await, "e");
         assert!(bench.post("four").is_ready());
+        let woken = bench.woken();
         bench.outbox.send();
+        assert_eq!(bench.woken(), woken, "there is nothing left to do");
         assert_eq!(bench.read(4).await, "four");
     }
 
@@ -256,6 +283,7 @@ mod tests {
             outbox,
             wire,
             peer,
+            ..
         } = bench(64);
         let mut cx = Context::from_waker(Waker::noop());
         let parts = [IoSlice::new(b"text")];
@@ -264,6 +292,7 @@ mod tests {
         outbox.send();
         assert!(wire.has_unflushed());
         let told = outlet.poll_flush(&mut cx);
+        assert!(matches!(outlet.poll_flush(&mut cx), Poll::Ready(Ok(()))));
         assert!(
             matches!(told, Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::BrokenPipe)
         );

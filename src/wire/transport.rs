@@ -46,7 +46,7 @@ impl<S> Transport<S> {
         }
     }
 
-    /// The stream below. What is posted and not sent is lost.
+    /// The stream below. What has not left yet is lost.
     pub fn into_inner(self) -> S {
         self.outlet.into_inner()
     }

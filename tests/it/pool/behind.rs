@@ -190,3 +190,31 @@ async fn a_post_is_not_sent_again_when_a_used_connection_breaks_in_the_head_of_i
         }
     }
 }
+
+/// An app over its limit says so to whoever connects, before it has read anything. Whether the request
+/// was written by then is the proxy's to know: on a connection of its own it is.
+#[tokio::test]
+async fn an_app_that_speaks_first_on_a_new_connection_is_heard() {
+    let app = Upstream::raw("app", |mut peer| async move {
+        let busy = "HTTP/1.1 503 Busy\r\nconnection: close\r\ncontent-length: 4\r\n\r\nbusy";
+        peer.wire.send(busy).await?;
+        peer.request().await.map(drop)
+    })
+    .await;
+    let proxy = one_worker().baseline(app.address).start().await;
+
+    for method in ["GET", "POST"] {
+        for nth in 1..=20 {
+            let answer = Way::Direct
+                .send(proxy.http(), Request::new(method, "/"))
+                .await;
+
+            assert_eq!(
+                (answer.status, &*answer.text()),
+                (503, "busy"),
+                "{method} {nth}: {answer:#?}"
+            );
+        }
+    }
+    eventually("every request arrived once", || app.requests() == 40).await;
+}
