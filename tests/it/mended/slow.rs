@@ -370,3 +370,52 @@ async fn small_answers_that_a_client_takes_late_all_arrive_in_order() {
     asking.await.expect("all was asked");
     assert_eq!(app.requests(), ANSWERS);
 }
+
+/// The head of an upgrade is as small as an answer can be, and the app waits for the client.
+#[tokio::test]
+async fn an_upgrade_behind_answers_that_a_client_takes_late_is_granted() {
+    const UPGRADE: &str =
+        "GET /tunnel HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n";
+    let app = Upstream::raw("app", |mut peer| async move {
+        while let Some(seen) = peer.request().await? {
+            if seen.target != "/tunnel" {
+                peer.ok(&"x".repeat(3000)).await?;
+                continue;
+            }
+            let granted =
+                "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n";
+            peer.wire.send(granted).await?;
+            let word = peer.wire.exactly(4).await?;
+            peer.wire.send(word).await?;
+        }
+        Ok(())
+    })
+    .await;
+    let proxy = Setup::new().baseline(app.address).start().await;
+    let quiet = Duration::from_millis(300);
+
+    // As many answers as the kernel takes for a client that reads nothing, and some less and more:
+    // behind one of these numbers there is no room for the head of the upgrade.
+    let mut wire = Wire::new(small_reader(proxy.http()).await);
+    let get = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+    wire.send(get.repeat(4000)).await.expect("open");
+    let most = settled(quiet, || app.requests() as u64).await as usize;
+    drop(wire);
+    for answers in most.saturating_sub(8)..most + 2 {
+        let mut wire = Wire::new(small_reader(proxy.http()).await);
+        let before = app.requests() as u64;
+        wire.send(format!("{}{UPGRADE}", get.repeat(answers)))
+            .await
+            .expect("open");
+        settled(quiet, || app.requests() as u64 - before).await;
+        for _ in 0..answers {
+            let answer = within("an answer", wire.answer("GET")).await;
+            assert_eq!(answer.expect("an answer").status, 200);
+        }
+        let head = within("the upgrade", wire.final_head()).await;
+        assert_eq!(head.expect("a head").status(), 101, "behind {answers}");
+        wire.send("ping").await.expect("open");
+        let word = within("the echo", wire.exactly(4)).await;
+        assert_eq!(word.expect("a word"), "ping");
+    }
+}
