@@ -388,3 +388,123 @@ impl<S: Posting + AsyncRead + Clone + 'static> Connection<S> {
         Poll::Ready(read)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::collections::VecDeque;
+    use std::rc::Rc;
+
+    use http::Request;
+    use http_body_util::Empty;
+
+    use super::*;
+
+    /// A stream that leaves what is posted where it is.
+    #[derive(Clone, Default)]
+    struct Desk(Rc<RefCell<Heap>>);
+
+    #[derive(Default)]
+    struct Heap {
+        posted: usize,
+        written: usize,
+        to_read: VecDeque<&'static str>,
+    }
+
+    impl Posting for Desk {
+        fn post(&self, _bytes: &[u8], _cx: &mut Context<'_>) -> bool {
+            self.0.borrow_mut().posted += 1;
+            true
+        }
+
+        fn poll_posted(&self) -> Poll<usize> {
+            Poll::Pending
+        }
+    }
+
+    impl AsyncRead for Desk {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            _cx: &mut Context<'_>,
+            buf: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            match self.0.borrow_mut().to_read.pop_front() {
+                Some(text) => {
+                    buf.put_slice(text.as_bytes());
+                    Poll::Ready(Ok(()))
+                }
+                None => Poll::Pending,
+            }
+        }
+    }
+
+    impl AsyncWrite for Desk {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _cx: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            self.0.borrow_mut().written += 1;
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    /// Sends a request on a connection that can read that, as far as it gets without a wait.
+    fn sent(
+        connection: &mut Connection<Desk>,
+        method: &str,
+        can_read: &'static str,
+    ) -> Poll<Result<response::Parts, SendError>> {
+        let desk = connection.socket().clone();
+        if !can_read.is_empty() {
+            desk.0.borrow_mut().to_read.push_back(can_read);
+        }
+        let request = Request::builder().method(method).uri("/").body(());
+        let (mut head, ()) = request.expect("it is one").into_parts();
+        let sending = pin!(connection.send(&mut head, Empty::<Bytes>::new()));
+        sending.poll(&mut Context::from_waker(Waker::noop()))
+    }
+
+    /// A connection that has carried an exchange.
+    fn used() -> Connection<Desk> {
+        let mut connection = Connection::new(Desk::default());
+        let answer = sent(&mut connection, "GET", "HTTP/1.1 204 No Content\r\n\r\n");
+        assert!(matches!(answer, Poll::Ready(Ok(_))));
+        assert!(connection.is_ready());
+        connection
+    }
+
+    #[test]
+    fn only_what_may_be_sent_again_is_posted_and_on_used_connections_alone() {
+        let mut connection = used();
+        let counts = |connection: &Connection<Desk>| {
+            let heap = connection.socket().0.borrow();
+            (heap.posted, heap.written)
+        };
+        assert_eq!(counts(&connection), (0, 1));
+        let answer = sent(&mut connection, "POST", "HTTP/1.1 204 No Content\r\n\r\n");
+        assert!(matches!(answer, Poll::Ready(Ok(_))));
+        assert_eq!(counts(&connection), (0, 2));
+        assert!(sent(&mut connection, "GET", "").is_pending());
+        assert_eq!(counts(&connection), (1, 2));
+    }
+
+    #[test]
+    fn what_comes_while_a_request_is_posted_is_no_answer_nor_the_beginning_of_one() {
+        for text in ["HTTP/1.1 204 No Content\r\n\r\n", "HTTP/1.1 2"] {
+            let answer = sent(&mut used(), "GET", text);
+            assert!(
+                matches!(answer, Poll::Ready(Err(SendError::Unsent))),
+                "{text}"
+            );
+        }
+    }
+}

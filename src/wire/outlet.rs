@@ -247,8 +247,10 @@ mod tests {
         assert!(bench.woken() > 0, "nobody else looks after it");
         assert!(bench.flush().is_pending());
         assert!(bench.post("four").is_pending(), "nothing is added to it");
+        let moved = bench.wire.moved();
         assert_eq!(bench.read(4).await, "one ");
         assert!(bench.flush().is_pending());
+        assert_eq!(bench.wire.moved() - moved, 4, "the client takes it");
         assert_eq!(bench.read(4).await, "two ");
         assert!(bench.flush().is_pending());
         assert_eq!(bench.read(4).await, "thre");

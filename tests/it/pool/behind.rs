@@ -191,8 +191,8 @@ async fn a_post_is_not_sent_again_when_a_used_connection_breaks_in_the_head_of_i
     }
 }
 
-/// An app over its limit says so to whoever connects, before it has read anything. Whether the request
-/// was written by then is the proxy's to know: on a connection of its own it is.
+/// An app over its limit says so to whoever connects, before it has read anything. On a new connection
+/// the request is written at once, so that this is its answer.
 #[tokio::test]
 async fn an_app_that_speaks_first_on_a_new_connection_is_heard() {
     let app = Upstream::raw("app", |mut peer| async move {
