@@ -35,8 +35,8 @@ def described(cores):
 
 
 def stalls(cores):
-    """How long cores that are all busy stand still by themselves. A tail of latencies cannot be
-    shorter: with 1 % of the time, p99 is about such a pause."""
+    """How long cores that are all busy stand still by themselves: with about 1 % of the time, p99
+    says how many of such pauses a run has met."""
     busy = {core: watcher(core) for core in sorted(cores.two | cores.load)}
     told = []
     for core, process in busy.items():
